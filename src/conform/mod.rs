@@ -1,0 +1,1 @@
+//! (founding skeleton: the conform layer)
