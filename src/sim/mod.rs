@@ -1,1 +1,24 @@
-//! (founding skeleton: the sim layer)
+//! The kernel: one thread, virtual time, and every scheduling decision in one place.
+//!
+//! A QEMU coroutine is an `async` task here, a bottom half is a closure or a *frame* (an `async`
+//! block that stands for main-loop code and may poll), and everything that comes from outside QEMU
+//! (a device completion, an expired timer, a client) is an *arrival*. [`Sim`] runs them in the order
+//! of QEMU's event loop; where that order depends on the outside it asks [`Choices`].
+//!
+//! No other module may decide who runs next, look at a clock, or draw a random number of its own.
+
+mod choices;
+mod executor;
+mod poll;
+pub mod rng;
+mod sync;
+pub mod trace;
+
+pub use choices::{Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
+pub use executor::{Sim, Stuck, TaskId, TaskKind};
+pub use poll::{PollUntil, Sleeper};
+pub use sync::{CoMutex, CoMutexGuard, WaitQueue};
+pub use trace::{Trace, TraceEvent};
+
+/// Virtual time in nanoseconds since the start of the run.
+pub type Nanos = u64;

@@ -1,0 +1,139 @@
+//! The one source of choice.
+//!
+//! Everything that is not determined by the scenario is asked here: `choose(n, what) -> 0..n`, where
+//! 0 is what QEMU would do by itself. The list of answers is the whole identity of a run: replay
+//! feeds it back, shrinking makes it smaller, exhaustive search counts through it. Nothing here may
+//! know what is being chosen beyond its name and its footprint.
+
+use super::executor::TaskId;
+
+/// What a step is about to touch, announced before it runs, so that independence of two steps can
+/// be judged without running them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// A short name of the kind of step (`"read"`, `"client"`, `"timer"`).
+    pub what: &'static str,
+    /// The node or other object it is about; 0 where there is none.
+    pub object: u32,
+    /// Byte range on that object.
+    pub offset: u64,
+    /// Length of the range in bytes; 0 where a range makes no sense.
+    pub bytes: u64,
+    /// Whether the step changes what it touches.
+    pub writes: bool,
+    /// The task that runs next in this step.
+    pub task: Option<TaskId>,
+}
+
+impl Footprint {
+    /// The step of an actor: it may do anything, so it is independent of nothing.
+    pub fn actor(task: TaskId) -> Footprint {
+        Footprint { what: "actor", task: Some(task), writes: true, ..Footprint::default() }
+    }
+
+    /// A step called `what` on a byte range of `object`.
+    pub fn range(what: &'static str, object: u32, offset: u64, bytes: u64, writes: bool) -> Footprint {
+        Footprint { what, object, offset, bytes, writes, task: None }
+    }
+
+    /// A step that is only a name.
+    pub fn named(what: &'static str) -> Footprint {
+        Footprint { what, writes: true, ..Footprint::default() }
+    }
+}
+
+/// One of the steps that could come next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alternative {
+    /// What it will touch.
+    pub footprint: Footprint,
+    /// Its sequence number among all arrivals of the run; stable between equal prefixes.
+    pub sequence: u64,
+}
+
+/// A place where more than one step could come next; the first alternative is QEMU's own.
+#[derive(Debug)]
+pub struct ChoicePoint<'a> {
+    /// Steps executed before this point.
+    pub step: u64,
+    /// What could come next, the default first.
+    pub alternatives: &'a [Alternative],
+}
+
+/// Decides at choice points; one implementation for each way to explore.
+pub trait Strategy {
+    /// The alternative to take; anything out of range counts as the default.
+    fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize;
+
+    /// A decision that is not about order (a fault, a duration): `0..n`, 0 is "as QEMU would".
+    fn pick(&mut self, _n: usize, _what: &'static str) -> usize {
+        0
+    }
+}
+
+/// One answer, as a failure report prints it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// How many alternatives there were.
+    pub n: u32,
+    /// Which was taken.
+    pub taken: u32,
+    /// What was decided.
+    pub what: &'static str,
+}
+
+/// Asks a strategy and records its answers; without one, every answer is 0 and nothing is recorded.
+#[derive(Default)]
+pub struct Choices {
+    strategy: Option<Box<dyn Strategy>>,
+    recorded: Vec<Recorded>,
+}
+
+impl Choices {
+    /// QEMU's own order, always.
+    pub fn qemu() -> Choices {
+        Choices::default()
+    }
+
+    /// Asks `strategy` wherever there is more than one possibility.
+    pub fn with(strategy: Box<dyn Strategy>) -> Choices {
+        Choices { strategy: Some(strategy), recorded: Vec::new() }
+    }
+
+    /// Whether answers can differ from 0 at all.
+    pub fn explores(&self) -> bool {
+        self.strategy.is_some()
+    }
+
+    /// The answers so far.
+    pub fn recorded(&self) -> &[Recorded] {
+        &self.recorded
+    }
+
+    /// A decision among `n` possibilities that is not about which step comes next.
+    pub fn choose(&mut self, n: usize, what: &'static str) -> usize {
+        let Some(strategy) = &mut self.strategy else { return 0 };
+        if n < 2 {
+            return 0;
+        }
+        let taken = in_range(strategy.pick(n, what), n);
+        self.recorded.push(Recorded { n: n as u32, taken: taken as u32, what });
+        taken
+    }
+
+    /// Which of the possible next steps is taken.
+    pub fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
+        let n = point.alternatives.len();
+        let Some(strategy) = &mut self.strategy else { return 0 };
+        if n < 2 {
+            return 0;
+        }
+        let taken = in_range(strategy.next_step(point), n);
+        self.recorded.push(Recorded { n: n as u32, taken: taken as u32, what: "step" });
+        taken
+    }
+}
+
+fn in_range(answer: usize, n: usize) -> usize {
+    if answer < n { answer } else { 0 }
+}

@@ -1,0 +1,412 @@
+//! Tasks: coroutines, frames and actors, and how one enters another.
+//!
+//! This file knows how control passes between tasks that are already chosen (entering, waking, wake
+//! lists: rules E4 to E8 of QEMU's coroutine code); `poll.rs` decides which event of the loop comes
+//! next. Neither may know what a task is for.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::choices::{Choices, Footprint};
+use super::poll::{EventLoop, Stop};
+use super::trace::{Trace, TraceEvent};
+use super::Nanos;
+
+/// Names a task; a stale id (its task has ended) is harmless everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId {
+    index: u32,
+    generation: u32,
+}
+
+/// What a task stands for, which decides how it is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskKind {
+    /// A coroutine: woken at once from outside coroutines, by wake list from inside one.
+    Coroutine,
+    /// Main-loop code (a bottom half, a command handler): resumes when the condition of its nested
+    /// poll holds and it is the innermost frame.
+    Frame,
+    /// Something outside QEMU (a client, a guest): its wake-up is an arrival.
+    Actor,
+}
+
+type TaskFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+pub(super) struct Task {
+    generation: u32,
+    pub(super) kind: TaskKind,
+    name: Rc<str>,
+    future: Option<TaskFuture>,
+    alive: bool,
+    /// Set by the waker, taken by the [`Park`] that the task sleeps in.
+    resumed: bool,
+    /// Coroutines woken from inside this one; they run when it next yields or ends.
+    wake_list: Vec<TaskId>,
+    waits_for: &'static str,
+}
+
+/// Why a run came to an end before its root actor did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// Nothing can happen any more; one line for each task that waits, with what it waits for.
+    Deadlock(Vec<String>),
+    /// The limit of steps was reached; the tasks that were alive then.
+    StepLimit(u64, Vec<String>),
+}
+
+impl std::fmt::Display for Stuck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let waiting = match self {
+            Stuck::Deadlock(waiting) => {
+                f.write_str("deadlock: nothing can run any more")?;
+                waiting
+            }
+            Stuck::StepLimit(steps, waiting) => {
+                write!(f, "no end after {steps} steps (livelock?)")?;
+                waiting
+            }
+        };
+        for line in waiting {
+            write!(f, "\n  {line}")?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) struct Core {
+    pub(super) tasks: RefCell<Vec<Task>>,
+    free: RefCell<Vec<u32>>,
+    current: Cell<Option<TaskId>>,
+    pub(super) now: Cell<Nanos>,
+    pub(super) steps: Cell<u64>,
+    pub(super) step_limit: Cell<u64>,
+    /// While tasks are being dropped, wake-ups out of their destructors go nowhere.
+    dropping: Cell<bool>,
+    pub(super) events: RefCell<EventLoop>,
+    pub(super) choices: RefCell<Choices>,
+    pub(super) trace: Trace,
+}
+
+/// A handle on the kernel; clones are the same kernel.
+#[derive(Clone)]
+pub struct Sim(pub(super) Rc<Core>);
+
+/// A run that goes on this long in virtual steps is taken for a livelock.
+const DEFAULT_STEP_LIMIT: u64 = 2_000_000_000;
+
+impl Sim {
+    /// A kernel at time 0 that asks `choices`.
+    pub fn new(choices: Choices) -> Sim {
+        Sim(Rc::new(Core {
+            tasks: RefCell::default(),
+            free: RefCell::default(),
+            current: Cell::new(None),
+            now: Cell::new(0),
+            steps: Cell::new(0),
+            step_limit: Cell::new(DEFAULT_STEP_LIMIT),
+            dropping: Cell::new(false),
+            events: RefCell::default(),
+            choices: RefCell::new(choices),
+            trace: Trace::default(),
+        }))
+    }
+
+    /// Virtual time, ns since the start.
+    pub fn now(&self) -> Nanos {
+        self.0.now.get()
+    }
+
+    /// Steps (events of the loop) executed so far.
+    pub fn steps(&self) -> u64 {
+        self.0.steps.get()
+    }
+
+    /// Ends the run as [`Stuck::StepLimit`] after this many steps.
+    pub fn set_step_limit(&self, limit: u64) {
+        self.0.step_limit.set(limit);
+    }
+
+    /// The stream of trace events.
+    pub fn trace(&self) -> &Trace {
+        &self.0.trace
+    }
+
+    /// Tells the trace's readers, with the time and the current task; `event` is only built when
+    /// somebody reads.
+    pub fn emit(&self, event: impl FnOnce() -> TraceEvent) {
+        if self.0.trace.is_read() {
+            let task = self.current().map(|id| self.task_name(id));
+            self.0.trace.publish(self.now(), task, event());
+        }
+    }
+
+    /// Asks for a decision; see [`Choices::choose`].
+    pub fn choose(&self, n: usize, what: &'static str) -> usize {
+        self.0.choices.borrow_mut().choose(n, what)
+    }
+
+    /// The recorder of decisions.
+    pub fn with_choices<T>(&self, f: impl FnOnce(&mut Choices) -> T) -> T {
+        f(&mut self.0.choices.borrow_mut())
+    }
+
+    /// The task that runs now, if the caller is inside one.
+    pub fn current(&self) -> Option<TaskId> {
+        self.0.current.get()
+    }
+
+    /// Whether the caller runs inside a coroutine (and so must not poll).
+    pub fn in_coroutine(&self) -> bool {
+        self.current().is_some_and(|id| self.kind(id) == Some(TaskKind::Coroutine))
+    }
+
+    fn kind(&self, id: TaskId) -> Option<TaskKind> {
+        let tasks = self.0.tasks.borrow();
+        tasks.get(id.index as usize).filter(|t| t.generation == id.generation && t.alive).map(|t| t.kind)
+    }
+
+    /// The name that a task was given.
+    pub fn task_name(&self, id: TaskId) -> Rc<str> {
+        self.0.tasks.borrow()[id.index as usize].name.clone()
+    }
+
+    /// Whether the task has not ended yet.
+    pub fn is_alive(&self, id: TaskId) -> bool {
+        self.kind(id).is_some()
+    }
+
+    fn insert(&self, name: Rc<str>, kind: TaskKind, future: TaskFuture) -> TaskId {
+        let mut tasks = self.0.tasks.borrow_mut();
+        if let Some(index) = self.0.free.borrow_mut().pop() {
+            let slot = &mut tasks[index as usize];
+            slot.generation = slot.generation.wrapping_add(1);
+            (slot.kind, slot.name, slot.future) = (kind, name, Some(future));
+            (slot.alive, slot.resumed, slot.waits_for) = (true, false, "its first step");
+            return TaskId { index, generation: slot.generation };
+        }
+        let index = tasks.len() as u32;
+        tasks.push(Task {
+            generation: 0,
+            kind,
+            name,
+            future: Some(future),
+            alive: true,
+            resumed: false,
+            wake_list: Vec::new(),
+            waits_for: "its first step",
+        });
+        TaskId { index, generation: 0 }
+    }
+
+    /// Creates a coroutine and enters it at once, on top of the caller, until its first yield
+    /// (`qemu_coroutine_create` + `qemu_coroutine_enter`).
+    pub fn spawn(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
+        let id = self.insert(name.into(), TaskKind::Coroutine, Box::pin(future));
+        self.enter(id);
+        id
+    }
+
+    /// Creates a coroutine without entering it; the first [`Sim::enter`] starts it.
+    pub fn create(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
+        self.insert(name.into(), TaskKind::Coroutine, Box::pin(future))
+    }
+
+    /// Creates an actor; its first step is an arrival like any other of its steps.
+    pub fn spawn_actor(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
+        let id = self.insert(name.into(), TaskKind::Actor, Box::pin(future));
+        self.wake(id);
+        id
+    }
+
+    pub(super) fn insert_frame(&self, name: Rc<str>, future: TaskFuture) -> TaskId {
+        self.insert(name, TaskKind::Frame, future)
+    }
+
+    /// Runs the task now, on top of the caller, until it yields; then those that it woke, depth
+    /// first (`qemu_aio_coroutine_enter`). A task that runs already, or has ended, is left alone.
+    pub fn enter(&self, first: TaskId) {
+        self.mark_resumed(first);
+        let mut pending = VecDeque::new();
+        let mut next = Some(first);
+        while let Some(id) = next {
+            for woken in self.poll_task(id).into_iter().rev() {
+                pending.push_front(woken);
+            }
+            next = pending.pop_front();
+        }
+    }
+
+    fn mark_resumed(&self, id: TaskId) {
+        let mut tasks = self.0.tasks.borrow_mut();
+        if let Some(task) = tasks.get_mut(id.index as usize)
+            && task.generation == id.generation
+        {
+            task.resumed = true;
+        }
+    }
+
+    /// Polls one task and returns its wake list.
+    pub(super) fn poll_task(&self, id: TaskId) -> Vec<TaskId> {
+        let future = {
+            let mut tasks = self.0.tasks.borrow_mut();
+            match tasks.get_mut(id.index as usize) {
+                Some(task) if task.generation == id.generation && task.alive => task.future.take(),
+                _ => None,
+            }
+        };
+        let Some(mut future) = future else { return Vec::new() };
+        let caller = self.0.current.replace(Some(id));
+        let result = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        self.0.current.set(caller);
+        let mut tasks = self.0.tasks.borrow_mut();
+        let task = &mut tasks[id.index as usize];
+        let woken = std::mem::take(&mut task.wake_list);
+        match result {
+            Poll::Pending => task.future = Some(future),
+            Poll::Ready(()) => {
+                task.alive = false;
+                self.0.free.borrow_mut().push(id.index);
+                drop(tasks);
+                drop(future);
+            }
+        }
+        woken
+    }
+
+    /// Wakes a task (`aio_co_wake`): at once on top of the caller outside of coroutines, on the
+    /// current coroutine's wake list inside one; an actor by an arrival.
+    pub fn wake(&self, id: TaskId) {
+        if self.0.dropping.get() {
+            return;
+        }
+        match self.kind(id) {
+            None => {}
+            Some(TaskKind::Actor) => {
+                let what = Footprint::actor(id);
+                self.0.events.borrow_mut().arrive_actor(self.now(), id, what);
+            }
+            Some(TaskKind::Frame) => {}
+            Some(TaskKind::Coroutine) => match self.current() {
+                Some(me) if self.kind(me) == Some(TaskKind::Coroutine) => {
+                    self.mark_resumed(id);
+                    self.0.tasks.borrow_mut()[me.index as usize].wake_list.push(id);
+                }
+                _ => self.enter(id),
+            },
+        }
+    }
+
+    /// Yields until somebody wakes the current task; `what` is shown when nobody ever does.
+    pub fn park(&self, what: &'static str) -> Park<'_> {
+        Park { sim: self, what, parked: false }
+    }
+
+    /// Yields and is run again by the loop's next round of bottom halves, in order with others that
+    /// do so (`aio_co_schedule`).
+    pub async fn reschedule(&self, what: &'static str) {
+        if let Some(me) = self.current() {
+            self.0.events.borrow_mut().schedule_coroutine(me);
+            self.park(what).await;
+        }
+    }
+
+    /// Drops every coroutine and frame, every bottom half and arrival of theirs, as the death of
+    /// the QEMU process does. Actors stay.
+    pub fn kill(&self) {
+        self.0.dropping.set(true);
+        self.0.events.borrow_mut().forget_process();
+        let mut doomed = Vec::new();
+        for (index, task) in self.0.tasks.borrow_mut().iter_mut().enumerate() {
+            if task.alive && task.kind != TaskKind::Actor && task.future.is_some() {
+                task.alive = false;
+                task.wake_list.clear();
+                self.0.free.borrow_mut().push(index as u32);
+                doomed.extend(task.future.take());
+            }
+        }
+        drop(doomed);
+        self.0.dropping.set(false);
+    }
+
+    /// Whether destructors run because of [`Sim::kill`] or the end of the run.
+    pub fn is_dropping(&self) -> bool {
+        self.0.dropping.get()
+    }
+
+    /// Runs `root` as an actor to its end and returns its value.
+    pub fn run<T: 'static>(&self, name: &str, root: impl Future<Output = T> + 'static) -> Result<T, Stuck> {
+        let slot: Rc<RefCell<Option<T>>> = Rc::default();
+        let result = slot.clone();
+        self.spawn_actor(name, async move {
+            let value = root.await;
+            *result.borrow_mut() = Some(value);
+        });
+        let outcome = loop {
+            if let Some(value) = slot.borrow_mut().take() {
+                break Ok(value);
+            }
+            match self.step() {
+                Ok(()) => {}
+                Err(Stop::Idle) => break Err(Stuck::Deadlock(self.waiting())),
+                Err(Stop::Limit) => break Err(Stuck::StepLimit(self.steps(), self.waiting())),
+            }
+        };
+        if outcome.is_err() {
+            self.drop_everything();
+        }
+        outcome
+    }
+
+    /// Drops all tasks, actors included; breaks the reference cycles between them and the kernel.
+    pub fn drop_everything(&self) {
+        self.kill();
+        self.0.dropping.set(true);
+        let tasks = std::mem::take(&mut *self.0.tasks.borrow_mut());
+        drop(tasks);
+        self.0.free.borrow_mut().clear();
+        self.0.dropping.set(false);
+    }
+
+    /// One line for each live task: its name and what it waits for.
+    pub fn waiting(&self) -> Vec<String> {
+        let tasks = self.0.tasks.borrow();
+        tasks.iter().filter(|t| t.alive).map(|t| format!("{} waits for {}", t.name, t.waits_for)).collect()
+    }
+
+    pub(super) fn note_wait(&self, what: &'static str) {
+        if let Some(me) = self.current() {
+            self.0.tasks.borrow_mut()[me.index as usize].waits_for = what;
+        }
+    }
+
+    fn take_resumed(&self) -> bool {
+        let me = self.current().map(|id| id.index as usize);
+        me.is_some_and(|me| std::mem::take(&mut self.0.tasks.borrow_mut()[me].resumed))
+    }
+}
+
+/// The future of [`Sim::park`].
+pub struct Park<'a> {
+    sim: &'a Sim,
+    what: &'static str,
+    parked: bool,
+}
+
+impl Future for Park<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let resumed = self.sim.take_resumed();
+        if self.parked && resumed {
+            return Poll::Ready(());
+        }
+        self.parked = true;
+        self.sim.note_wait(self.what);
+        Poll::Pending
+    }
+}

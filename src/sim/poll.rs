@@ -1,0 +1,406 @@
+//! QEMU's event loop: bottom halves, nested polls, the two contexts, arrivals.
+//!
+//! The rules (QEMU's `util/async.c`, `util/aio-posix.c`, `util/main-loop.c`):
+//! a turn of the main loop dispatches the main context once, then the monitor's context once; a poll
+//! takes all pending bottom halves as one slice and runs the newest first; what they schedule
+//! belongs to the next poll; a nested poll first finishes what is left of the outer slices. Arrivals
+//! (device completions, timers, actors) come only when nothing else can run, completions before
+//! timers before actors at the same time: an idle QEMU answers faster than disks, disks faster than
+//! clients. A strategy may let an arrival come earlier, since real ones can come at any time.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use super::Nanos;
+use super::choices::{Alternative, ChoicePoint, Footprint};
+use super::executor::{Sim, TaskId};
+
+/// Why [`Sim::step`] could not step.
+pub(super) enum Stop {
+    /// Nothing is pending anywhere.
+    Idle,
+    /// The step limit is reached.
+    Limit,
+}
+
+enum BottomHalf {
+    Call(Box<dyn FnOnce()>),
+    /// Main-loop code that may poll.
+    Frame(Rc<str>, Pin<Box<dyn Future<Output = ()>>>),
+    /// Runs all coroutines scheduled so far, oldest first.
+    ScheduledCoroutines,
+}
+
+/// Order among arrivals at the same time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Completion,
+    Timer,
+    Actor,
+}
+
+type ArrivalKey = (Nanos, Class, u64);
+
+enum Arrives {
+    Wake(TaskId),
+    Actor(TaskId),
+    Call(Box<dyn FnOnce()>),
+}
+
+struct Arrival {
+    what: Arrives,
+    footprint: Footprint,
+}
+
+/// Where the outermost loop is within its turn.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Turn {
+    #[default]
+    Main,
+    Monitor,
+}
+
+#[derive(Default)]
+pub(super) struct EventLoop {
+    pending: Vec<BottomHalf>,
+    slices: VecDeque<Vec<BottomHalf>>,
+    scheduled: VecDeque<TaskId>,
+    monitor_pending: VecDeque<BottomHalf>,
+    monitor_slice: VecDeque<BottomHalf>,
+    arrivals: BTreeMap<ArrivalKey, Arrival>,
+    sequence: u64,
+    /// Frames that poll, innermost last.
+    frames: Vec<TaskId>,
+    turn: Turn,
+}
+
+impl EventLoop {
+    pub(super) fn schedule_coroutine(&mut self, id: TaskId) {
+        if self.scheduled.is_empty() {
+            self.pending.push(BottomHalf::ScheduledCoroutines);
+        }
+        self.scheduled.push_back(id);
+    }
+
+    pub(super) fn arrive_actor(&mut self, at: Nanos, id: TaskId, footprint: Footprint) {
+        self.arrive(at, Class::Actor, Arrives::Actor(id), footprint);
+    }
+
+    fn arrive(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint) -> ArrivalKey {
+        self.sequence += 1;
+        let key = (at, class, self.sequence);
+        self.arrivals.insert(key, Arrival { what, footprint });
+        key
+    }
+
+    fn take_slice(&mut self) -> bool {
+        if self.pending.is_empty() {
+            return false;
+        }
+        let slice = std::mem::take(&mut self.pending);
+        self.slices.push_back(slice);
+        true
+    }
+
+    fn next_in_slices(&mut self) -> Option<BottomHalf> {
+        while let Some(slice) = self.slices.front_mut() {
+            if let Some(newest) = slice.pop() {
+                if slice.is_empty() {
+                    self.pop_empty_slice();
+                }
+                return Some(newest);
+            }
+            self.pop_empty_slice();
+        }
+        None
+    }
+
+    /// Keeps the emptied slice's memory for the next one.
+    fn pop_empty_slice(&mut self) {
+        if let Some(slice) = self.slices.pop_front()
+            && self.pending.capacity() == 0
+        {
+            self.pending = slice;
+        }
+    }
+
+    pub(super) fn forget_process(&mut self) {
+        self.pending.clear();
+        self.slices.clear();
+        self.scheduled.clear();
+        self.monitor_pending.clear();
+        self.monitor_slice.clear();
+        self.frames.clear();
+        self.turn = Turn::Main;
+        self.arrivals.retain(|key, _| key.1 == Class::Actor);
+    }
+
+    fn is_idle(&self) -> bool {
+        let main_idle = self.slices.is_empty() && self.pending.is_empty();
+        // Inside a frame's poll the monitor's context does not run.
+        main_idle && (!self.frames.is_empty() || (self.monitor_pending.is_empty() && self.monitor_slice.is_empty()))
+    }
+}
+
+impl Sim {
+    /// Schedules a bottom half in the main context (`aio_bh_schedule_oneshot`).
+    pub fn bh(&self, f: impl FnOnce() + 'static) {
+        self.0.events.borrow_mut().pending.push(BottomHalf::Call(Box::new(f)));
+    }
+
+    /// Schedules a bottom half that may poll.
+    pub fn bh_frame(&self, name: impl Into<Rc<str>>, f: impl Future<Output = ()> + 'static) {
+        self.0.events.borrow_mut().pending.push(BottomHalf::Frame(name.into(), Box::pin(f)));
+    }
+
+    /// Schedules work for the next dispatch of the monitor's context.
+    pub fn monitor(&self, f: impl FnOnce() + 'static) {
+        self.0.events.borrow_mut().monitor_pending.push_back(BottomHalf::Call(Box::new(f)));
+    }
+
+    /// Like [`Sim::monitor`], for a command handler, which may poll.
+    pub fn monitor_frame(&self, name: impl Into<Rc<str>>, f: impl Future<Output = ()> + 'static) {
+        self.0.events.borrow_mut().monitor_pending.push_back(BottomHalf::Frame(name.into(), Box::pin(f)));
+    }
+
+    /// Yields until a device has done something that takes `latency` ns.
+    pub async fn device(&self, latency: Nanos, mut footprint: Footprint) {
+        let Some(me) = self.current() else { return };
+        footprint.task = Some(me);
+        let at = self.now().saturating_add(latency);
+        self.0.events.borrow_mut().arrive(at, Class::Completion, Arrives::Wake(me), footprint);
+        self.park("the device").await;
+    }
+
+    /// Runs `f` from the loop at time `at` (a timer's callback).
+    pub fn timer(&self, at: Nanos, f: impl FnOnce() + 'static) {
+        let what = Arrives::Call(Box::new(f));
+        self.0.events.borrow_mut().arrive(at.max(self.now()), Class::Timer, what, Footprint::named("timer"));
+    }
+
+    /// Sleeps on the virtual clock.
+    pub async fn sleep(&self, ns: Nanos) {
+        Sleeper::default().sleep(self, ns).await;
+    }
+
+    /// In a frame: polls the main context until `condition` holds (`AIO_WAIT_WHILE`). The condition
+    /// is looked at before the first poll and after each.
+    pub fn poll_until<F: FnMut() -> bool>(&self, what: &'static str, condition: F) -> PollUntil<'_, F> {
+        PollUntil { sim: self, what, condition }
+    }
+
+    /// One bare poll of the main context's bottom halves (`aio_bh_poll`), from a frame.
+    pub async fn poll_bottom_halves(&self) {
+        let done = Cell::new(false);
+        self.poll_until("one poll", || done.replace(true) || self.0.events.borrow().pending.is_empty()).await;
+    }
+
+    /// Runs `future` in a coroutine and polls until it has ended; inside a coroutine it is simply
+    /// awaited (QEMU's generated wrappers of coroutine functions do the same).
+    pub async fn run_coroutine<T: 'static>(&self, name: &'static str, future: impl Future<Output = T> + 'static) -> T {
+        if self.in_coroutine() {
+            return future.await;
+        }
+        let slot: Rc<Cell<Option<T>>> = Rc::new(Cell::new(None));
+        let result = slot.clone();
+        self.spawn(name, async move { result.set(Some(future.await)) });
+        let mut value = None;
+        self.poll_until(name, || {
+            value = slot.take();
+            value.is_some()
+        })
+        .await;
+        value.expect("the poll ended because the value was there")
+    }
+
+    /// Executes one event of the loop.
+    pub(super) fn step(&self) -> Result<(), Stop> {
+        let steps = self.0.steps.get() + 1;
+        self.0.steps.set(steps);
+        if steps > self.0.step_limit.get() {
+            return Err(Stop::Limit);
+        }
+        if self.0.choices.borrow().explores()
+            && let Some(key) = self.chosen_arrival()
+        {
+            self.deliver(key);
+            return Ok(());
+        }
+        let bottom_half = self.0.events.borrow_mut().next_in_slices();
+        if let Some(bottom_half) = bottom_half {
+            self.run_bottom_half(bottom_half);
+            return Ok(());
+        }
+        let innermost = self.0.events.borrow().frames.last().copied();
+        match innermost {
+            Some(frame) => self.continue_frame(frame),
+            None => self.continue_turn(),
+        }
+    }
+
+    /// The innermost frame has done one poll: look at its condition, else begin the next poll.
+    fn continue_frame(&self, frame: TaskId) -> Result<(), Stop> {
+        self.run_woken(frame);
+        if !self.is_alive(frame) {
+            self.0.events.borrow_mut().frames.retain(|f| *f != frame);
+            return Ok(());
+        }
+        if self.0.events.borrow().frames.last() != Some(&frame) || self.0.events.borrow_mut().take_slice() {
+            return Ok(());
+        }
+        self.deliver_next()
+    }
+
+    fn continue_turn(&self) -> Result<(), Stop> {
+        let mut events = self.0.events.borrow_mut();
+        if events.turn == Turn::Main {
+            events.turn = Turn::Monitor;
+            events.monitor_slice = std::mem::take(&mut events.monitor_pending);
+            return Ok(());
+        }
+        if let Some(next) = events.monitor_slice.pop_front() {
+            drop(events);
+            self.run_bottom_half(next);
+            return Ok(());
+        }
+        let more = events.take_slice() || !events.monitor_pending.is_empty();
+        if more {
+            events.turn = Turn::Main;
+            return Ok(());
+        }
+        drop(events);
+        self.deliver_next()?;
+        // What the arrival left in the main context waits for the next turn; the monitor comes first.
+        self.0.events.borrow_mut().turn = Turn::Main;
+        Ok(())
+    }
+
+    fn run_bottom_half(&self, bottom_half: BottomHalf) {
+        match bottom_half {
+            BottomHalf::Call(f) => f(),
+            BottomHalf::Frame(name, future) => {
+                let frame = self.insert_frame(name, future);
+                self.run_woken(frame);
+                if self.is_alive(frame) {
+                    let mut events = self.0.events.borrow_mut();
+                    events.frames.push(frame);
+                    events.take_slice();
+                }
+            }
+            BottomHalf::ScheduledCoroutines => {
+                let scheduled = std::mem::take(&mut self.0.events.borrow_mut().scheduled);
+                for id in scheduled {
+                    self.enter(id);
+                }
+            }
+        }
+    }
+
+    /// Polls a frame or an actor; neither is a coroutine, so nothing lands on its wake list.
+    fn run_woken(&self, id: TaskId) {
+        let woken = self.poll_task(id);
+        debug_assert!(woken.is_empty(), "only coroutines have wake lists");
+    }
+
+    fn deliver_next(&self) -> Result<(), Stop> {
+        let key = self.0.events.borrow().arrivals.first_key_value().map(|(key, _)| *key);
+        match key {
+            None => Err(Stop::Idle),
+            Some(key) => {
+                self.deliver(key);
+                Ok(())
+            }
+        }
+    }
+
+    fn deliver(&self, key: ArrivalKey) {
+        let arrival = self.0.events.borrow_mut().arrivals.remove(&key);
+        let Some(arrival) = arrival else { return };
+        self.0.now.set(self.now().max(key.0));
+        match arrival.what {
+            Arrives::Wake(id) => self.enter(id),
+            Arrives::Actor(id) => self.enter(id),
+            Arrives::Call(f) => f(),
+        }
+    }
+
+    /// Asks the strategy whether an arrival comes now instead of the loop's own next event.
+    fn chosen_arrival(&self) -> Option<ArrivalKey> {
+        let mut keys = Vec::new();
+        let mut alternatives = Vec::new();
+        {
+            let events = self.0.events.borrow();
+            if !events.is_idle() {
+                let own = Footprint::named("loop");
+                alternatives.push(Alternative { footprint: own, sequence: 0 });
+            }
+            let own = alternatives.len();
+            for (key, arrival) in &events.arrivals {
+                keys.push(*key);
+                alternatives.push(Alternative { footprint: arrival.footprint, sequence: key.2 });
+            }
+            if own == 1 && keys.is_empty() {
+                return None;
+            }
+            keys.splice(0..0, std::iter::repeat_n((0, Class::Completion, 0), own));
+        }
+        let point = ChoicePoint { step: self.steps(), alternatives: &alternatives };
+        let taken = self.0.choices.borrow_mut().next_step(&point);
+        keys.get(taken).copied().filter(|key| key.2 != 0)
+    }
+}
+
+/// The future of [`Sim::poll_until`].
+pub struct PollUntil<'a, F> {
+    sim: &'a Sim,
+    what: &'static str,
+    condition: F,
+}
+
+impl<F: FnMut() -> bool + Unpin> Future for PollUntil<'_, F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        debug_assert!(!self.sim.in_coroutine(), "a coroutine must not poll: {}", self.what);
+        if (self.condition)() {
+            return Poll::Ready(());
+        }
+        self.sim.note_wait(self.what);
+        Poll::Pending
+    }
+}
+
+/// A sleep that somebody else can end early (`QemuCoSleep`).
+#[derive(Default)]
+pub struct Sleeper {
+    sleeping: Cell<Option<(ArrivalKey, TaskId)>>,
+}
+
+impl Sleeper {
+    /// Sleeps `ns`, or until [`Sleeper::wake`].
+    pub async fn sleep(&self, sim: &Sim, ns: Nanos) {
+        let Some(me) = sim.current() else { return };
+        let at = sim.now().saturating_add(ns);
+        let mut footprint = Footprint::named("timer");
+        footprint.task = Some(me);
+        let key = sim.0.events.borrow_mut().arrive(at, Class::Timer, Arrives::Wake(me), footprint);
+        self.sleeping.set(Some((key, me)));
+        sim.park("a timer").await;
+        self.sleeping.set(None);
+    }
+
+    /// Ends the sleep now; false if nobody sleeps.
+    pub fn wake(&self, sim: &Sim) -> bool {
+        let Some((key, task)) = self.sleeping.take() else { return false };
+        // Without its arrival the sleep has ended already and the task is on its way.
+        if sim.0.events.borrow_mut().arrivals.remove(&key).is_none() {
+            return false;
+        }
+        sim.wake(task);
+        true
+    }
+}

@@ -1,0 +1,84 @@
+//! Waiting for one another: wait queues and the coroutine mutex.
+//!
+//! Both are first-in-first-out, as QEMU's `CoQueue` and `CoMutex` are. They hold no lock on the
+//! kernel while a task sleeps, and they never choose: order is the order of arrival.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+use super::executor::{Sim, TaskId};
+
+/// A queue of sleeping tasks (`CoQueue`).
+#[derive(Default)]
+pub struct WaitQueue {
+    waiting: RefCell<VecDeque<TaskId>>,
+}
+
+impl WaitQueue {
+    /// Sleeps until woken; `what` names the wait in deadlock reports.
+    pub async fn wait(&self, sim: &Sim, what: &'static str) {
+        if let Some(me) = sim.current() {
+            self.waiting.borrow_mut().push_back(me);
+            sim.park(what).await;
+        }
+    }
+
+    /// Wakes all sleepers in the order in which they came.
+    pub fn wake_all(&self, sim: &Sim) {
+        let sleepers = std::mem::take(&mut *self.waiting.borrow_mut());
+        for id in sleepers {
+            sim.wake(id);
+        }
+    }
+
+    /// Wakes the oldest sleeper; false if there is none.
+    pub fn wake_one(&self, sim: &Sim) -> bool {
+        let first = self.waiting.borrow_mut().pop_front();
+        if let Some(id) = first {
+            sim.wake(id);
+        }
+        first.is_some()
+    }
+
+    /// Whether nobody sleeps here.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.borrow().is_empty()
+    }
+}
+
+/// A fair mutex for coroutines (`CoMutex`): unlocking hands it to the oldest waiter.
+#[derive(Default)]
+pub struct CoMutex {
+    locked: Cell<bool>,
+    queue: WaitQueue,
+}
+
+impl CoMutex {
+    /// Locks, sleeping in a queue while another task holds it.
+    pub async fn lock<'a>(&'a self, sim: &'a Sim, what: &'static str) -> CoMutexGuard<'a> {
+        if self.locked.replace(true) {
+            // The unlocker leaves `locked` set: ownership passes with the wake-up.
+            self.queue.wait(sim, what).await;
+        }
+        CoMutexGuard { mutex: self, sim }
+    }
+
+    /// Whether somebody holds it.
+    pub fn is_locked(&self) -> bool {
+        self.locked.get()
+    }
+}
+
+/// Holds a [`CoMutex`] until dropped.
+pub struct CoMutexGuard<'a> {
+    mutex: &'a CoMutex,
+    sim: &'a Sim,
+}
+
+impl Drop for CoMutexGuard<'_> {
+    fn drop(&mut self) {
+        if !self.mutex.queue.wake_one(self.sim) {
+            self.mutex.locked.set(false);
+        }
+    }
+}
