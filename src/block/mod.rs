@@ -1,1 +1,43 @@
-//! (founding skeleton: the block layer)
+//! The block layer: nodes, edges, requests, drivers.
+//!
+//! `graph.rs` holds nodes and edges, `open.rs` and `close.rs` make and end them, `permissions.rs` and
+//! `drain.rs` guard changes; `io.rs`, `io_zero.rs`, `flush.rs`, `status.rs` are the generic request path;
+//! `file.rs`, `null.rs`, `blkdebug.rs`, `cbw.rs`, `qcow2/` are drivers, `block_copy/` the copying machinery
+//! that copy-before-write and backup share. Nothing here knows jobs beyond [`JobParent`], or QMP.
+
+mod backend;
+mod blkdebug;
+mod blkdebug_event;
+pub mod block_copy;
+mod cbw;
+mod close;
+mod drain;
+mod faults;
+mod file;
+mod flags;
+mod flush;
+mod graph;
+mod io;
+mod io_zero;
+mod node;
+mod null;
+pub mod open;
+mod permissions;
+pub mod qcow2;
+mod status;
+mod timing;
+mod track;
+
+pub use backend::{Backend, REQUEST_MAX_BYTES};
+pub use blkdebug::{Blkdebug, InjectError, IoType, SetState};
+pub use blkdebug_event::BlkdebugEvent;
+pub use cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
+pub use faults::Fault;
+pub use file::FileLocks;
+pub use flags::{BlockStatus, Perm, ReqFlags, StatusFlags};
+pub use graph::{Block, BlockConfig, Notice, is_well_formed_id};
+pub use io::BoxFuture;
+pub use node::{DetectZeroes, Driver, Edge, JobParent, Node, NodeId, NodeOptions, Parent, Role};
+pub use null::NullDriver;
+pub use status::ChainStatus;
+pub use timing::{Cost, Costs, Operation, Timing};

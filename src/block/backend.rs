@@ -1,0 +1,205 @@
+//! Block backends: the roots through which devices, exports and monitor commands use a node.
+//!
+//! A backend checks requests against the node's length, queues them while the node is drained, and
+//! counts them so that a drain can wait. It must not know who its user is.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::errno::{Errno, Res};
+use crate::sim::WaitQueue;
+use crate::store::Content;
+
+use super::flags::{Perm, ReqFlags};
+use super::graph::Block;
+use super::node::{Edge, Node, NodeId, Parent, Role};
+
+/// The largest request that a backend passes on, bytes (`BDRV_REQUEST_MAX_BYTES`).
+pub const REQUEST_MAX_BYTES: u64 = 2_147_483_136;
+
+/// A root user of a node (`BlockBackend`).
+#[derive(Default)]
+pub struct Backend {
+    /// The device name, for guest disks.
+    pub name: Option<Rc<str>>,
+    root: RefCell<Option<Rc<Edge>>>,
+    perm: Cell<Perm>,
+    shared: Cell<Perm>,
+    pub(super) in_flight: Cell<u32>,
+    pub(super) quiesce: Cell<u32>,
+    queued: WaitQueue,
+    /// Every write is followed by a flush.
+    pub writethrough: Cell<bool>,
+}
+
+impl Backend {
+    /// The node at the root.
+    pub fn node_id(&self) -> Option<NodeId> {
+        self.root.borrow().as_ref().map(|edge| edge.child.get())
+    }
+
+    /// The node at the root.
+    pub fn node(&self, block: &Block) -> Option<Rc<Node>> {
+        self.node_id().and_then(|id| block.try_node(id))
+    }
+
+    /// How permission errors call this user.
+    pub fn describe(&self) -> String {
+        match &self.name {
+            Some(name) => format!("block device '{name}'"),
+            None => "an unnamed block device".to_owned(),
+        }
+    }
+
+    pub(super) fn wake_queued(&self, block: &Block) {
+        self.queued.wake_all(&block.sim);
+    }
+}
+
+impl Block {
+    /// Creates a backend on `node` that takes `perm` and shares `shared` (`blk_new` +
+    /// `blk_insert_bs`).
+    pub fn new_backend(
+        &self,
+        name: Option<&str>,
+        node: NodeId,
+        perm: Perm,
+        shared: Perm,
+    ) -> Result<Rc<Backend>, String> {
+        let backend = Rc::new(Backend { name: name.map(Rc::from), ..Backend::default() });
+        backend.perm.set(perm);
+        backend.shared.set(shared);
+        let edge = self.attach(Parent::Backend(backend.clone()), "root", Role::Root, node, Some((perm, shared)))?;
+        *backend.root.borrow_mut() = Some(edge);
+        self.backends.borrow_mut().push(backend.clone());
+        Ok(backend)
+    }
+
+    /// Takes further permissions (`blk_set_perm`).
+    pub fn backend_require(&self, backend: &Backend, perm: Perm) -> Result<(), String> {
+        let root = backend.root.borrow().clone();
+        let Some(edge) = root else { return Ok(()) };
+        let old = edge.perm.get();
+        if old.contains(perm) {
+            return Ok(());
+        }
+        edge.perm.set(old | perm);
+        if let Err(conflict) = self.refresh_permissions(&[edge.child.get()]) {
+            edge.perm.set(old);
+            return Err(conflict);
+        }
+        Ok(())
+    }
+
+    /// Removes a backend: waits for its requests, detaches it, drops its reference
+    /// (`blk_unref`).
+    pub async fn delete_backend(self: &Rc<Self>, backend: &Rc<Backend>) {
+        if let Some(node) = backend.node_id() {
+            self.drained_begin(node).await;
+            self.drained_end(node);
+        }
+        let root = backend.root.borrow_mut().take();
+        if let Some(edge) = root {
+            let lock = self.graph_write_lock().await;
+            self.detach(&edge);
+            self.graph_write_unlock(lock).await;
+            self.unref(edge.child.get()).await;
+        }
+        self.backends.borrow_mut().retain(|b| !Rc::ptr_eq(b, backend));
+    }
+
+    /// Whether `offset..offset+bytes` lies within the node (`blk_check_byte_request`).
+    fn check_request(&self, backend: &Backend, offset: u64, bytes: u64, bounded: bool) -> Res<Rc<Node>> {
+        let node = backend.node(self).ok_or(Errno::ENOMEDIUM)?;
+        if node.ejected.get() {
+            return Err(Errno::ENOMEDIUM);
+        }
+        let end = offset.checked_add(bytes).ok_or(Errno::EIO)?;
+        let too_large = bounded && bytes > REQUEST_MAX_BYTES;
+        if too_large || i64::try_from(end).is_err() || end > node.length.get() {
+            return Err(Errno::EIO);
+        }
+        Ok(node)
+    }
+
+    /// Counts the request in and waits while the backend is drained.
+    async fn backend_enter<'a>(&self, backend: &'a Backend) -> InFlight<'a> {
+        let guard = InFlight::new(&backend.in_flight);
+        while backend.quiesce.get() > 0 {
+            backend.in_flight.set(backend.in_flight.get() - 1);
+            backend.queued.wait(&self.sim, "the end of a drained section").await;
+            backend.in_flight.set(backend.in_flight.get() + 1);
+        }
+        guard
+    }
+
+    /// Reads through a backend.
+    pub async fn backend_read(self: &Rc<Self>, backend: &Backend, offset: u64, bytes: u64) -> Res<Content> {
+        let _in_flight = self.backend_enter(backend).await;
+        let node = self.check_request(backend, offset, bytes, true)?;
+        let _reader = self.graph_read_lock().await;
+        self.co_pread(node.id, offset, bytes, ReqFlags::NONE).await
+    }
+
+    /// Writes through a backend.
+    pub async fn backend_write(
+        self: &Rc<Self>,
+        backend: &Backend,
+        offset: u64,
+        content: Content,
+        flags: ReqFlags,
+    ) -> Res<()> {
+        let _in_flight = self.backend_enter(backend).await;
+        let node = self.check_request(backend, offset, content.len(), true)?;
+        let _reader = self.graph_read_lock().await;
+        let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
+        self.co_pwrite(node.id, offset, content, flags).await
+    }
+
+    /// Writes zeros through a backend.
+    pub async fn backend_write_zeroes(
+        self: &Rc<Self>,
+        backend: &Backend,
+        offset: u64,
+        bytes: u64,
+        flags: ReqFlags,
+    ) -> Res<()> {
+        let _in_flight = self.backend_enter(backend).await;
+        let node = self.check_request(backend, offset, bytes, false)?;
+        let _reader = self.graph_read_lock().await;
+        let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
+        self.co_pwrite_zeroes(node.id, offset, bytes, flags).await
+    }
+
+    /// Discards through a backend.
+    pub async fn backend_discard(self: &Rc<Self>, backend: &Backend, offset: u64, bytes: u64) -> Res<()> {
+        let _in_flight = self.backend_enter(backend).await;
+        let node = self.check_request(backend, offset, bytes, false)?;
+        let _reader = self.graph_read_lock().await;
+        self.co_pdiscard(node.id, offset, bytes).await
+    }
+
+    /// Flushes through a backend.
+    pub async fn backend_flush(self: &Rc<Self>, backend: &Backend) -> Res<()> {
+        let _in_flight = self.backend_enter(backend).await;
+        let node = backend.node(self).ok_or(Errno::ENOMEDIUM)?;
+        let _reader = self.graph_read_lock().await;
+        self.co_flush(node.id).await
+    }
+}
+
+/// Counts a request in a counter for as long as it lives.
+pub(super) struct InFlight<'a>(&'a Cell<u32>);
+
+impl<'a> InFlight<'a> {
+    pub(super) fn new(counter: &'a Cell<u32>) -> InFlight<'a> {
+        counter.set(counter.get() + 1);
+        InFlight(counter)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

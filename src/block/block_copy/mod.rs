@@ -1,0 +1,283 @@
+//! block-copy: copies dirty clusters from one node to another, for guests and in the background.
+//!
+//! The copy bitmap says what is still to be copied. A *task* takes an area out of it before any
+//! I/O and holds its range until it has ended; a *call* works through a range with parallel tasks and waits for
+//! those of others. Copy-before-write makes a call for each guest write, a backup job one for the whole
+//! disk. QEMU's source: `block/block-copy.c`. Nothing here knows what a job or a filter is.
+
+mod call;
+mod limit;
+mod task;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::bitmap::{BitmapId, DirtyBitmap};
+use crate::sim::WaitQueue;
+
+use super::flags::ReqFlags;
+use super::graph::Block;
+use super::node::{Driver, NodeId};
+
+pub use call::{Call, CallOptions};
+pub use limit::RateLimit;
+use task::Request;
+
+/// The smallest backup cluster, bytes.
+const CLUSTER_SIZE_DEFAULT: u64 = 1 << 16;
+/// Chunks of reading and writing, bytes (`BLOCK_COPY_MAX_BUFFER`).
+const MAX_BUFFER: u64 = 1 << 20;
+/// Chunks of copying inside the host, bytes (`BLOCK_COPY_MAX_COPY_RANGE`).
+const MAX_COPY_RANGE: u64 = 16 << 20;
+/// Memory for data in flight, bytes (`BLOCK_COPY_MAX_MEM`).
+const MAX_MEMORY: u64 = 128 << 20;
+/// Parallel tasks of a guest's call (`BLOCK_COPY_MAX_WORKERS`).
+pub const MAX_WORKERS: u32 = 64;
+
+/// How data are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// Read and write one cluster at a time.
+    Cluster,
+    /// Read and write.
+    ReadWrite,
+    /// Try to copy inside the host, in small chunks until it has worked once.
+    RangeSmall,
+    /// Copying inside the host has worked.
+    RangeFull,
+    /// The source is known to be zero there.
+    WriteZeroes,
+}
+
+/// Progress of a job: bytes done and bytes in all (`ProgressMeter`).
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes done.
+    pub current: Cell<u64>,
+    /// Bytes to do in all.
+    pub total: Cell<u64>,
+}
+
+impl Progress {
+    /// `bytes` more are done.
+    pub fn work_done(&self, bytes: u64) {
+        self.current.set(self.current.get() + bytes);
+    }
+
+    /// So much is left.
+    pub fn set_remaining(&self, bytes: u64) {
+        self.total.set(self.current.get() + bytes);
+    }
+}
+
+/// What all calls between one source and one target share (`BlockCopyState`).
+pub struct BlockCopy {
+    /// Where data come from.
+    pub source: NodeId,
+    /// Where they go.
+    pub target: NodeId,
+    /// The node that the copy bitmap is listed on, and the bitmap.
+    bitmap: (NodeId, BitmapId),
+    /// The unit of copying, bytes.
+    pub cluster_size: u64,
+    /// Length of the source when the state was made, bytes.
+    pub length: u64,
+    max_transfer: u64,
+    method: Cell<Method>,
+    write_flags: Cell<ReqFlags>,
+    /// Clusters that the top layer of the source does not have are left out.
+    pub skip_unallocated: Cell<bool>,
+    /// Discard what has been copied on the source.
+    pub discard_source: bool,
+    in_flight: Cell<u64>,
+    /// Ranges in flight, newest first.
+    requests: RefCell<Vec<Rc<Request>>>,
+    /// Background limit.
+    pub limit: RateLimit,
+    memory_left: Cell<u64>,
+    memory_waiters: WaitQueue,
+    /// A job's progress, once there is a job.
+    pub progress: RefCell<Option<Rc<Progress>>>,
+    calls: RefCell<Vec<Rc<Call>>>,
+}
+
+/// Why a block-copy state could not be made.
+pub type SetupError = String;
+
+impl BlockCopy {
+    /// A state with every cluster to be copied, or those of `bitmap`.
+    pub async fn new(
+        block: &Rc<Block>,
+        source: NodeId,
+        target: NodeId,
+        bitmap_node: NodeId,
+        bitmap: Option<(NodeId, BitmapId)>,
+        min_cluster_size: u64,
+        discard_source: bool,
+    ) -> Result<BlockCopy, SetupError> {
+        let cluster_size = choose_cluster_size(block, target, min_cluster_size)?;
+        let length = block.node(source).length.get();
+        let copy = {
+            let node = block.node(bitmap_node);
+            let mut list = node.bitmaps.borrow_mut();
+            let id = list.create(length, cluster_size, None);
+            if let Some(copy) = list.get_mut(id) {
+                copy.set_enabled(false);
+                if bitmap.is_none() {
+                    copy.set(0, length);
+                }
+            }
+            id
+        };
+        let limits = [source, target].map(|id| block.max_transfer(&block.node(id)));
+        let max_transfer = limits[0].min(limits[1]).min(i32::MAX as u64);
+        let max_transfer = max_transfer - max_transfer % cluster_size;
+        let is_fleecing = block.chain_contains(target, source);
+        let state = BlockCopy {
+            source,
+            target,
+            bitmap: (bitmap_node, copy),
+            cluster_size,
+            length,
+            max_transfer,
+            method: Cell::new(Method::ReadWrite),
+            write_flags: Cell::new(if is_fleecing { ReqFlags::SERIALISING } else { ReqFlags::NONE }),
+            skip_unallocated: Cell::new(false),
+            discard_source,
+            in_flight: Cell::new(0),
+            requests: RefCell::default(),
+            limit: RateLimit::default(),
+            memory_left: Cell::new(MAX_MEMORY),
+            memory_waiters: WaitQueue::default(),
+            progress: RefCell::default(),
+            calls: RefCell::default(),
+        };
+        state.set_options(false, false);
+        if let Some(from) = bitmap {
+            state.merge_from(block, from)?;
+        }
+        Ok(state)
+    }
+
+    /// Chooses how data are moved (`block_copy_set_copy_opts`).
+    pub fn set_options(&self, use_copy_range: bool, compress: bool) {
+        let flags = self.write_flags.get() & ReqFlags::SERIALISING;
+        self.write_flags.set(if compress { flags | ReqFlags::COMPRESSED } else { flags });
+        self.method.set(if self.max_transfer < self.cluster_size || compress {
+            Method::Cluster
+        } else if use_copy_range {
+            Method::RangeSmall
+        } else {
+            Method::ReadWrite
+        });
+    }
+
+    /// Runs `f` on the copy bitmap.
+    pub fn with_bitmap<T>(&self, block: &Block, f: impl FnOnce(&mut DirtyBitmap) -> T) -> T {
+        let node = block.node(self.bitmap.0);
+        let mut list = node.bitmaps.borrow_mut();
+        f(list.get_mut(self.bitmap.1).expect("the copy bitmap lives as long as its filter"))
+    }
+
+    /// Marks to be copied what another bitmap has set.
+    fn merge_from(&self, block: &Block, from: (NodeId, BitmapId)) -> Result<(), SetupError> {
+        let node = block.node(from.0);
+        let source = {
+            let list = node.bitmaps.borrow();
+            let Some(bitmap) = list.get(from.1) else { return Ok(()) };
+            bitmap.clone()
+        };
+        if source.size() != self.length {
+            return Err(format!(
+                "Failed to merge bitmap '{}' to internal copy-bitmap: Bitmaps are of different sizes \
+                 (destination size is {}, source size is {}) and can't be merged",
+                source.name().as_deref().unwrap_or(""),
+                self.length,
+                source.size()
+            ));
+        }
+        self.with_bitmap(block, |copy| copy.merge_from(&source));
+        Ok(())
+    }
+
+    /// Sets the copy bitmap to exactly what `from` has set (the start of a bitmap backup).
+    pub fn reset_to(&self, block: &Block, from: (NodeId, BitmapId)) {
+        self.with_bitmap(block, |copy| copy.reset(0, self.length));
+        // Both bitmaps belong to the same source, so their sizes are equal.
+        let _ = self.merge_from(block, from);
+    }
+
+    /// The copy bitmap's place.
+    pub fn bitmap(&self) -> (NodeId, BitmapId) {
+        self.bitmap
+    }
+
+    /// Drops the copy bitmap; the state must not be used afterwards.
+    pub fn release(&self, block: &Block) {
+        if let Some(node) = block.try_node(self.bitmap.0) {
+            node.bitmaps.borrow_mut().release(self.bitmap.1);
+        }
+    }
+
+    /// Bytes that are neither copied nor being copied, and those in flight.
+    pub fn remaining(&self, block: &Block) -> u64 {
+        self.with_bitmap(block, |copy| copy.count_bytes()) + self.in_flight.get()
+    }
+
+    /// Tells the job what is left.
+    pub fn update_progress(&self, block: &Block) {
+        let progress = self.progress.borrow().clone();
+        if let Some(progress) = progress {
+            progress.set_remaining(self.remaining(block));
+        }
+    }
+
+    /// Bytes of one task at most.
+    fn chunk_size(&self) -> u64 {
+        match self.method.get() {
+            Method::Cluster | Method::WriteZeroes => self.cluster_size,
+            Method::ReadWrite | Method::RangeSmall => self.cluster_size.max(MAX_BUFFER).min(self.max_transfer),
+            Method::RangeFull => self.cluster_size.max(MAX_COPY_RANGE).min(self.max_transfer),
+        }
+    }
+
+    /// Sets the speed of background calls, bytes per second (0: unlimited), and lets sleepers look
+    /// at it again.
+    pub fn set_speed(&self, block: &Block, speed: u64) {
+        self.limit.set_speed(speed);
+        for call in self.calls.borrow().clone() {
+            call.kick(&block.sim);
+        }
+    }
+}
+
+/// The unit of copying: what the target writes in one piece, but not below 64 KiB
+/// (`block_copy_calculate_cluster_size`).
+fn choose_cluster_size(block: &Rc<Block>, target: NodeId, min_cluster_size: u64) -> Result<u64, SetupError> {
+    if min_cluster_size != 0 && !min_cluster_size.is_power_of_two() {
+        return Err("min-cluster-size needs to be a power of 2".to_owned());
+    }
+    let floor = min_cluster_size.max(CLUSTER_SIZE_DEFAULT);
+    let node = block.node(block.skip_filters(target));
+    let has_backing = node.backing().is_some();
+    match &*node.driver.borrow() {
+        Driver::Qcow2(qcow2) => return Ok(floor.max(qcow2.cluster_size())),
+        Driver::File(_) | Driver::Raw => return Ok(floor),
+        _ => {}
+    }
+    if !has_backing {
+        block.report_stderr(unknown_cluster_size_warning(block, floor));
+    }
+    Ok(floor)
+}
+
+fn unknown_cluster_size_warning(block: &Block, size: u64) -> String {
+    let (the, assumed) = if block.quirks.since_9 { ("The (default) block size", "block size") } else { ("The default block size", "default") };
+    format!(
+        "{}: warning: The target block device doesn't provide information about the block size and it \
+         doesn't have a backing file. {the} of {size} bytes is used. If the actual block size of the \
+         target exceeds this {}, the backup may be unusable",
+        block.program,
+        if block.quirks.since_9 { "value" } else { assumed }
+    )
+}

@@ -1,0 +1,183 @@
+//! Tasks: one area of the disk on its way from source to target.
+//!
+//! The bits of a task's area are cleared when the task is made, before any I/O, and set again only when
+//! it fails or is undone; its range is in the list of requests all that time. Bookkeeping here never yields.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use crate::errno::{Errno, Res};
+use crate::sim::WaitQueue;
+
+use crate::block::flags::{ReqFlags, StatusFlags};
+use crate::block::graph::Block;
+
+use super::call::Call;
+use super::{BlockCopy, Method};
+
+/// A range in flight, and who waits for it.
+pub(super) struct Request {
+    pub(super) offset: u64,
+    pub(super) bytes: Cell<u64>,
+    pub(super) waiters: WaitQueue,
+}
+
+impl Request {
+    fn overlaps(&self, offset: u64, bytes: u64) -> bool {
+        self.offset < offset + bytes && offset < self.offset + self.bytes.get()
+    }
+}
+
+/// A task; see the module's text.
+pub(super) struct Task {
+    pub(super) request: Rc<Request>,
+    pub(super) method: Method,
+}
+
+impl Task {
+    pub(super) fn end(&self) -> u64 {
+        self.request.offset + self.request.bytes.get()
+    }
+}
+
+impl BlockCopy {
+    /// Takes the next dirty area of `pos..end` out of the copy bitmap.
+    pub(super) fn create_task(&self, block: &Block, call: &Call, pos: u64, end: u64) -> Option<Task> {
+        let mut chunk = self.chunk_size();
+        if call.options.max_chunk > 0 {
+            chunk = chunk.min(call.options.max_chunk);
+        }
+        let (offset, bytes) = self.with_bitmap(block, |copy| {
+            let (offset, bytes) = copy.next_dirty_area(pos, end, chunk)?;
+            let bytes = bytes.next_multiple_of(self.cluster_size);
+            copy.reset(offset, bytes);
+            Some((offset, bytes))
+        })?;
+        debug_assert!(
+            !self.requests.borrow().iter().any(|r| r.overlaps(offset, bytes)),
+            "a dirty range never overlaps one in flight"
+        );
+        self.in_flight.set(self.in_flight.get() + bytes);
+        let request = Rc::new(Request { offset, bytes: Cell::new(bytes), waiters: WaitQueue::default() });
+        self.requests.borrow_mut().insert(0, request.clone());
+        Some(Task { request, method: self.method.get() })
+    }
+
+    /// Gives the tail of a task back.
+    pub(super) fn shrink_task(&self, block: &Block, task: &Task, bytes: u64) {
+        let old = task.request.bytes.get();
+        if bytes >= old {
+            return;
+        }
+        self.in_flight.set(self.in_flight.get() - (old - bytes));
+        self.with_bitmap(block, |copy| copy.set(task.request.offset + bytes, old - bytes));
+        task.request.bytes.set(bytes);
+        task.request.waiters.wake_all(&block.sim);
+    }
+
+    /// Ends a task; unless it succeeded, its area is dirty again.
+    pub(super) fn end_task(&self, block: &Block, task: &Task, success: bool) {
+        let (offset, bytes) = (task.request.offset, task.request.bytes.get());
+        self.in_flight.set(self.in_flight.get() - bytes);
+        if !success {
+            self.with_bitmap(block, |copy| copy.set(offset, bytes));
+        }
+        self.update_progress(block);
+        self.requests.borrow_mut().retain(|r| !Rc::ptr_eq(r, &task.request));
+        task.request.waiters.wake_all(&block.sim);
+    }
+
+    /// The newest range in flight that overlaps.
+    pub(super) fn conflict(&self, offset: u64, bytes: u64) -> Option<Rc<Request>> {
+        self.requests.borrow().iter().find(|r| r.overlaps(offset, bytes)).cloned()
+    }
+
+    /// What the source knows about a range, in whole clusters: flags and bytes.
+    pub(super) async fn source_status(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> (StatusFlags, u64) {
+        let base = if self.skip_unallocated.get() { block.backing_chain_next(self.source) } else { None };
+        let cluster = self.cluster_size;
+        let result = block.co_block_status_above(self.source, base, offset, bytes, true).await;
+        match result {
+            Ok(answer) if answer.status.bytes >= cluster => {
+                let bytes = answer.status.bytes;
+                let whole = if offset + bytes == self.length { bytes.next_multiple_of(cluster) } else { bytes - bytes % cluster };
+                (answer.status.flags, whole)
+            }
+            // An error, or an answer for less than a cluster: one cluster of data, whatever it is.
+            _ => (StatusFlags::DATA | StatusFlags::ALLOCATED, cluster),
+        }
+    }
+
+    /// Moves the task's data; tells whether a failure was the source's.
+    pub(super) async fn copy(&self, block: &Rc<Block>, task: &Task) -> Result<Method, (Errno, bool)> {
+        let offset = task.request.offset;
+        let bytes = task.request.bytes.get().min(self.length - offset);
+        let flags = self.write_flags.get();
+        let mut method = task.method;
+        if method == Method::WriteZeroes {
+            let flags = flags.without(ReqFlags::COMPRESSED);
+            return match block.co_pwrite_zeroes(self.target, offset, bytes, flags).await {
+                Ok(()) => Ok(method),
+                Err(error) => Err((error, false)),
+            };
+        }
+        if matches!(method, Method::RangeSmall | Method::RangeFull) {
+            if self.copy_range(block, offset, bytes).await.is_ok() {
+                return Ok(Method::RangeFull);
+            }
+            method = Method::ReadWrite;
+        }
+        let content = block.co_pread(self.source, offset, bytes, ReqFlags::NONE).await.map_err(|e| (e, true))?;
+        block.co_pwrite(self.target, offset, content, flags).await.map_err(|e| (e, false))?;
+        Ok(method)
+    }
+
+    /// Copies inside the host where both ends can.
+    async fn copy_range(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<()> {
+        block.co_copy_range(self.source, self.target, offset, bytes, self.write_flags.get()).await
+    }
+
+    /// A worker: copies, accounts, ends the task.
+    pub(super) async fn run_task(self: &Rc<Self>, block: &Rc<Block>, call: &Call, task: Task) -> Res<()> {
+        let result = self.copy(block, &task).await;
+        let bytes = task.request.bytes.get();
+        match &result {
+            Ok(method) => {
+                if self.method.get() == task.method && task.method != Method::WriteZeroes {
+                    self.method.set(*method);
+                }
+                let progress = self.progress.borrow().clone();
+                if let Some(progress) = progress {
+                    progress.work_done(bytes);
+                }
+            }
+            Err((error, is_read)) => {
+                if self.method.get() == task.method && matches!(task.method, Method::RangeSmall | Method::RangeFull) {
+                    self.method.set(Method::ReadWrite);
+                }
+                call.note_failure(*error, *is_read);
+            }
+        }
+        self.give_memory(block, bytes);
+        self.end_task(block, &task, result.is_ok());
+        if self.discard_source && result.is_ok() {
+            let bytes = bytes.min(self.length - task.request.offset);
+            // The copy is safe; failing to free its source hurts nobody.
+            let _ = block.co_pdiscard(self.source, task.request.offset, bytes).await;
+        }
+        result.map(|_| ()).map_err(|(error, _)| error)
+    }
+
+    /// Takes memory for data in flight, waiting for it if need be.
+    pub(super) async fn take_memory(&self, block: &Block, bytes: u64) {
+        while self.memory_left.get() < bytes {
+            self.memory_waiters.wait(&block.sim, "memory for block-copy").await;
+        }
+        self.memory_left.set(self.memory_left.get() - bytes);
+    }
+
+    pub(super) fn give_memory(&self, block: &Block, bytes: u64) {
+        self.memory_left.set(self.memory_left.get() + bytes);
+        self.memory_waiters.wake_all(&block.sim);
+    }
+}

@@ -1,0 +1,232 @@
+//! References, closing nodes, inserting and removing filters, changing lengths.
+//!
+//! A node without references is flushed, closed and forgotten, then its children lose a
+//! reference each. QEMU's source: `bdrv_unref`, `bdrv_close`, `bdrv_insert_node` and
+//! `bdrv_drop_filter` in `block.c`.
+
+use std::rc::Rc;
+
+use crate::bitmap::BitmapId;
+use crate::errno::{Errno, Res};
+
+use super::cbw::{CbwOptions, CopyBeforeWrite};
+use super::flags::ReqFlags;
+use super::graph::Block;
+use super::io::{BoxFuture, child_of};
+use super::node::{Driver, Edge, Node, NodeId, NodeOptions, Parent, Role};
+
+impl Block {
+    /// Takes a reference.
+    pub fn reference(&self, node: &Node) {
+        node.references.set(node.references.get() + 1);
+    }
+
+    /// Drops a reference; the last one closes the node.
+    pub fn unref<'a>(self: &'a Rc<Self>, id: NodeId) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let node = self.node(id);
+            node.references.set(node.references.get().saturating_sub(1));
+            if node.references.get() == 0 {
+                self.close(&node).await;
+            }
+        })
+    }
+
+    async fn close(self: &Rc<Self>, node: &Rc<Node>) {
+        self.drained_begin(node.id).await;
+        let (block, id) = (self.clone(), node.id);
+        // A failed flush has nobody left to be told.
+        let _ = self.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
+        self.close_driver(node).await;
+        let lock = self.graph_write_lock().await;
+        let children: Vec<Rc<Edge>> = node.children.borrow().clone();
+        for edge in children.iter().rev() {
+            self.detach(edge);
+        }
+        self.graph_write_unlock(lock).await;
+        self.drained_end(node.id);
+        self.remove_node(node.id);
+        for edge in children.iter().rev() {
+            self.unref(edge.child.get()).await;
+        }
+    }
+
+    async fn close_driver(self: &Rc<Self>, node: &Rc<Node>) {
+        let driver = std::mem::replace(&mut *node.driver.borrow_mut(), Driver::None);
+        match driver {
+            Driver::Qcow2(qcow2) => {
+                *node.driver.borrow_mut() = Driver::Qcow2(qcow2.clone());
+                let block = self.clone();
+                self.sim.run_coroutine("qcow2 close", async move { qcow2.close(&block).await }).await;
+                *node.driver.borrow_mut() = Driver::None;
+            }
+            Driver::CopyBeforeWrite(cbw) => cbw.close(self),
+            Driver::File(file) => self.locks.release(file.process, node.id),
+            _ => {}
+        }
+    }
+
+    /// Finds a bitmap by node and name, with QEMU's texts (`block_dirty_bitmap_lookup`).
+    pub fn find_bitmap(&self, node: &str, name: &str) -> Result<(NodeId, BitmapId), String> {
+        let found = self.lookup(Some(node), Some(node)).map_err(|_| format!("Node '{node}' not found"))?;
+        let id = found.bitmaps.borrow().find(name);
+        id.map(|id| (found.id, id)).ok_or_else(|| format!("Dirty bitmap '{name}' not found"))
+    }
+
+    /// Inserts a copy-before-write filter above `source` (`bdrv_cbw_append`). The caller gets the
+    /// reference on it.
+    pub async fn append_cbw(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        source: &Rc<Node>,
+        target: &Rc<Node>,
+        options: CbwOptions,
+    ) -> Result<Rc<Node>, String> {
+        let prefixed = |reason: String| format!("Could not create node: {reason}");
+        let node_options = NodeOptions { discard_unmap: true, read_only: source.is_read_only(), ..Default::default() };
+        let filter = self.new_node(name, node_options).map_err(prefixed)?;
+        let opened = self.open_appended(&filter, source, target, options).await;
+        if let Err(reason) = opened {
+            self.unref(filter.id).await;
+            return Err(prefixed(reason));
+        }
+        self.drained_begin(source.id).await;
+        self.graph_write_section().await;
+        let lock = self.graph_write_lock().await;
+        let replaced = self.replace_node(source.id, filter.id);
+        self.graph_write_unlock(lock).await;
+        self.drained_end(source.id);
+        if let Err(reason) = replaced {
+            self.unref(filter.id).await;
+            return Err(format!("Could not replace node: {reason}"));
+        }
+        Ok(filter)
+    }
+
+    async fn open_appended(
+        self: &Rc<Self>,
+        filter: &Rc<Node>,
+        source: &Rc<Node>,
+        target: &Rc<Node>,
+        options: CbwOptions,
+    ) -> Result<(), String> {
+        self.attach(Parent::Node(filter.id), "file", Role::Filtered, source.id, None)?;
+        self.graph_write_section().await;
+        self.attach(Parent::Node(filter.id), "target", Role::CbwTarget, target.id, None)?;
+        self.graph_write_section().await;
+        let cbw = CopyBeforeWrite::open(self, filter.id, source.id, target.id, options).await?;
+        filter.length.set(source.length.get());
+        *filter.filename.borrow_mut() = source.filename.borrow().clone();
+        *filter.driver.borrow_mut() = Driver::CopyBeforeWrite(Rc::new(cbw));
+        Ok(())
+    }
+
+    /// Points the parents of `from` at `to`, except jobs and what lies below `to`
+    /// (`bdrv_replace_node`).
+    fn replace_node(&self, from: NodeId, to: NodeId) -> Result<(), String> {
+        let parents = self.node(from).parents.borrow().clone();
+        let moves = |edge: &&Rc<Edge>| match &edge.parent {
+            Parent::Job(_) => false,
+            Parent::Node(parent) => !self.reaches(to, *parent),
+            Parent::Backend(_) => true,
+        };
+        let moved: Vec<Rc<Edge>> = parents.iter().filter(moves).cloned().collect();
+        // Oldest first, so that the list on the new node keeps its order.
+        for edge in moved.iter().rev() {
+            self.redirect(edge, to);
+        }
+        if let Err(reason) = self.refresh_permissions(&[to, from]) {
+            for edge in moved.iter().rev() {
+                self.redirect(edge, from);
+            }
+            let _ = self.refresh_permissions(&[to, from]);
+            return Err(reason);
+        }
+        Ok(())
+    }
+
+    /// Takes a filter out of the graph and drops the caller's reference on it (`bdrv_cbw_drop`).
+    pub async fn drop_filter(self: &Rc<Self>, filter: &Rc<Node>) {
+        let Ok(below) = child_of(filter, "file") else { return };
+        self.drained_begin(filter.id).await;
+        let lock = self.graph_write_lock().await;
+        let parents = filter.parents.borrow().clone();
+        for edge in parents.iter().rev() {
+            self.redirect(edge, below);
+        }
+        let own: Vec<Rc<Edge>> = filter.children.borrow().clone();
+        let file = own.iter().find(|edge| edge.name == "file").cloned();
+        if let Some(file) = &file {
+            self.detach(file);
+        }
+        // The filter shared less than the source does alone.
+        let _ = self.refresh_permissions(&[below]);
+        self.graph_write_unlock(lock).await;
+        self.drained_end(filter.id);
+        self.unref(filter.id).await;
+        if file.is_some() {
+            self.unref(below).await;
+        }
+    }
+
+    /// Whether `node` is in the backing chain of `top`, or `top` itself.
+    pub fn chain_contains(&self, top: NodeId, node: NodeId) -> bool {
+        let mut layer = Some(top);
+        while let Some(id) = layer {
+            if id == node {
+                return true;
+            }
+            let here = self.node(id);
+            layer = here.filtered_child().or_else(|| here.backing());
+        }
+        false
+    }
+
+    /// Sets a node's length, bytes; a longer node reads zeros there.
+    pub fn co_truncate<'a>(self: &'a Rc<Self>, id: NodeId, size: u64) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let node = self.node(id);
+            let driver = node.driver.borrow().clone();
+            match driver {
+                Driver::File(file) => {
+                    let failed = |error: Errno| format!("Failed to resize the file: {error}");
+                    file.truncate(self, &node, size).await.map_err(failed)?;
+                }
+                Driver::Qcow2(qcow2) => qcow2.truncate(self, size).await?,
+                Driver::Raw | Driver::Blkdebug(_) => {
+                    let child = node.primary_child().ok_or("Image format driver does not support resize")?;
+                    self.co_truncate(child, size).await?;
+                }
+                _ => return Err("Image format driver does not support resize".to_owned()),
+            }
+            self.set_length(&node, size.next_multiple_of(512));
+            node.write_generation.set(node.write_generation.get() + 1);
+            Ok(())
+        })
+    }
+
+    /// Copies inside the host; declined unless both ends are plain files beneath raw nodes.
+    pub async fn co_copy_range(
+        self: &Rc<Self>,
+        source: NodeId,
+        target: NodeId,
+        offset: u64,
+        bytes: u64,
+        flags: ReqFlags,
+    ) -> Res<()> {
+        let content = match self.copy_range_end(source) {
+            true if self.copy_range_end(target) => self.co_pread(source, offset, bytes, ReqFlags::NONE).await?,
+            _ => return Err(Errno::ENOTSUP),
+        };
+        self.co_pwrite(target, offset, content, flags).await
+    }
+
+    fn copy_range_end(&self, id: NodeId) -> bool {
+        let node = self.node(id);
+        match &*node.driver.borrow() {
+            Driver::File(_) => true,
+            Driver::Raw => node.primary_child().is_some_and(|child| self.copy_range_end(child)),
+            _ => false,
+        }
+    }
+}

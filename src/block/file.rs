@@ -1,0 +1,151 @@
+//! The `file` driver: a file of the simulated host, and the locks that openers hold on it.
+//!
+//! Every request goes to the host's thread pool in QEMU, so every request yields here. Locks
+//! follow permissions as `block/file-posix.c` does with its lock bytes.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use crate::errno::Res;
+use crate::sim::Footprint;
+use crate::store::{Content, Store};
+
+use super::faults::Strike;
+use super::flags::{BlockStatus, Perm, StatusFlags};
+use super::graph::Block;
+use super::node::{Node, NodeId};
+use super::timing::Operation;
+
+/// State of a file node.
+pub struct FileDriver {
+    /// The name that it was opened by.
+    pub filename: Rc<str>,
+    /// The bytes.
+    pub store: Rc<Store>,
+    /// Names the opener among all processes of the host.
+    pub process: u32,
+}
+
+struct Lock {
+    file: Rc<Store>,
+    process: u32,
+    node: NodeId,
+    perm: Perm,
+    shared: Perm,
+}
+
+/// All locks on the host's files, of all processes.
+#[derive(Default)]
+pub struct FileLocks {
+    locks: RefCell<Vec<Lock>>,
+}
+
+impl FileLocks {
+    /// Drops the locks of one node.
+    pub fn release(&self, process: u32, node: NodeId) {
+        self.locks.borrow_mut().retain(|lock| lock.process != process || lock.node != node);
+    }
+
+    /// Drops all locks of a process that has died.
+    pub fn release_process(&self, process: u32) {
+        self.locks.borrow_mut().retain(|lock| lock.process != process);
+    }
+}
+
+const PERMISSIONS: [Perm; 4] = [Perm::CONSISTENT_READ, Perm::WRITE, Perm::WRITE_UNCHANGED, Perm::RESIZE];
+
+impl FileDriver {
+    /// Takes the locks for these permissions, or says which could not be had.
+    pub fn try_lock(
+        &self,
+        locks: &FileLocks,
+        node: NodeId,
+        perm: Perm,
+        shared: Perm,
+        force_share: bool,
+    ) -> Result<(), String> {
+        let mut all = locks.locks.borrow_mut();
+        if !force_share {
+            let others = || all.iter().filter(|l| Rc::ptr_eq(&l.file, &self.store) && !self.holds(l, node));
+            for p in PERMISSIONS {
+                if perm.contains(p) && others().any(|other| !other.shared.contains(p)) {
+                    return Err(format!("Failed to get \"{}\" lock", p.names()));
+                }
+                if !shared.contains(p) && others().any(|other| other.perm.contains(p)) {
+                    return Err(format!("Failed to get shared \"{}\" lock", p.names()));
+                }
+            }
+        }
+        all.retain(|lock| !self.holds(lock, node));
+        if !force_share {
+            all.push(Lock { file: self.store.clone(), process: self.process, node, perm, shared });
+        }
+        Ok(())
+    }
+
+    fn holds(&self, lock: &Lock, node: NodeId) -> bool {
+        lock.process == self.process && lock.node == node
+    }
+
+    /// The time that the device takes, and the fault that the request meets.
+    async fn device(&self, block: &Block, node: &Node, operation: Operation, offset: u64, bytes: u64) -> Res<()> {
+        let strike = if block.faults.is_empty() {
+            Strike::default()
+        } else {
+            block.faults.strike(&node.name, operation, offset, bytes)
+        };
+        let latency = block.timing.cost(&node.name, operation).saturating_add(strike.latency);
+        let (what, writes) = match operation {
+            Operation::Read => ("read", false),
+            Operation::Write => ("write", true),
+            Operation::Flush => ("flush", true),
+            Operation::Discard => ("discard", true),
+        };
+        block.sim.device(latency, Footprint::range(what, node.id.0, offset, bytes, writes)).await;
+        strike.error.map_or(Ok(()), Err)
+    }
+
+    /// Reads; zeros beyond the end of the file.
+    pub async fn read(&self, block: &Block, node: &Node, offset: u64, bytes: u64) -> Res<Content> {
+        self.device(block, node, Operation::Read, offset, bytes).await?;
+        self.store.read(offset, bytes)
+    }
+
+    /// Writes, extending the file.
+    pub async fn write(&self, block: &Block, node: &Node, offset: u64, content: &Content) -> Res<()> {
+        self.device(block, node, Operation::Write, offset, content.len()).await?;
+        self.store.write(offset, content)
+    }
+
+    /// Writes zeros efficiently.
+    pub async fn write_zeroes(&self, block: &Block, node: &Node, offset: u64, bytes: u64, unmap: bool) -> Res<()> {
+        self.device(block, node, Operation::Write, offset, bytes).await?;
+        self.store.write_zeroes(offset, bytes, unmap)
+    }
+
+    /// Punches a hole.
+    pub async fn discard(&self, block: &Block, node: &Node, offset: u64, bytes: u64) -> Res<()> {
+        self.device(block, node, Operation::Discard, offset, bytes).await?;
+        self.store.discard(offset, bytes)
+    }
+
+    /// Makes everything written so far durable.
+    pub async fn flush(&self, block: &Block, node: &Node) -> Res<()> {
+        self.device(block, node, Operation::Flush, 0, 0).await?;
+        self.store.flush()
+    }
+
+    /// Sets the file's length, bytes.
+    pub async fn truncate(&self, block: &Block, node: &Node, size: u64) -> Res<()> {
+        self.device(block, node, Operation::Write, size, 0).await?;
+        self.store.truncate(size)
+    }
+
+    /// Data or hole (`lseek`), without a yield.
+    pub fn status(&self, node: NodeId, offset: u64, bytes: u64) -> BlockStatus {
+        let extent = self.store.extent(offset, bytes);
+        let kind = if extent.data { StatusFlags::DATA } else { StatusFlags::ZERO };
+        let bytes = extent.len.clamp(1, bytes.max(1));
+        BlockStatus { flags: kind | StatusFlags::OFFSET_VALID, bytes, map: offset, file: Some(node) }
+    }
+}

@@ -1,0 +1,42 @@
+//! The `null-co` driver: a disk of a given size without content.
+
+use crate::errno::Res;
+use crate::sim::Nanos;
+use crate::store::Content;
+
+use super::flags::{BlockStatus, StatusFlags};
+use super::graph::Block;
+use super::node::NodeId;
+
+/// State of a null node.
+#[derive(Clone, Debug)]
+pub struct NullDriver {
+    /// `size`, bytes; QEMU's default is 1 GiB.
+    pub size: u64,
+    /// `latency-ns` of every request.
+    pub latency: Nanos,
+    /// `read-zeroes`: whether reads are known to return zeros.
+    pub read_zeroes: bool,
+}
+
+impl NullDriver {
+    /// What every request does: nothing, after the configured time.
+    pub async fn request(&self, block: &Block) -> Res<()> {
+        if self.latency > 0 {
+            block.sim.sleep(self.latency).await;
+        }
+        Ok(())
+    }
+
+    /// Reads; without `read-zeroes` QEMU leaves the buffer as it is, here it is zeros too.
+    pub async fn read(&self, block: &Block, bytes: u64) -> Res<Content> {
+        self.request(block).await?;
+        Ok(Content::zeros(bytes))
+    }
+
+    /// Block status (`null_co_block_status`).
+    pub fn status(&self, node: NodeId, offset: u64, bytes: u64) -> BlockStatus {
+        let zero = if self.read_zeroes { StatusFlags::ZERO } else { StatusFlags::NONE };
+        BlockStatus { flags: StatusFlags::OFFSET_VALID | zero, bytes, map: offset, file: Some(node) }
+    }
+}

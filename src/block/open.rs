@@ -1,0 +1,457 @@
+//! Opening nodes from options, as `blockdev-add` gives them.
+//!
+//! The options are typed already; here children are opened or found, edges attached in QEMU's order
+//! (a format's file before the format itself, a backing chain after it) and drivers started.
+//! QEMU's source: `bdrv_open_inherit` in `block.c`. A failed open leaves nothing behind.
+
+use std::rc::Rc;
+
+use super::blkdebug::{Blkdebug, InjectError, SetState};
+use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
+use super::file::FileDriver;
+use super::graph::Block;
+use super::node::{DetectZeroes, Driver, Node, NodeId, NodeOptions, Parent, Role};
+use super::null::NullDriver;
+use super::qcow2::{OpenFlags, Qcow2, Qcow2Options};
+
+/// A child: an existing node, or options for a new one.
+#[derive(Clone, Debug)]
+pub enum ChildRef {
+    /// A device's or node's name.
+    Name(String),
+    /// Options of a node that only the parent owns.
+    Inline(Box<OpenOptions>),
+}
+
+/// The backing file of a format node.
+#[derive(Clone, Debug, Default)]
+pub enum BackingRef {
+    /// What the image says.
+    #[default]
+    FromImage,
+    /// None (`null`).
+    None,
+    /// This one.
+    Given(ChildRef),
+}
+
+/// Options common to all drivers; what is absent is inherited or has QEMU's default.
+#[derive(Clone, Debug, Default)]
+pub struct CommonOptions {
+    /// `read-only`.
+    pub read_only: Option<bool>,
+    /// `auto-read-only`.
+    pub auto_read_only: Option<bool>,
+    /// `discard`: whether it is `unmap`.
+    pub discard_unmap: Option<bool>,
+    /// `detect-zeroes`.
+    pub detect_zeroes: DetectZeroes,
+    /// `cache.direct`.
+    pub direct: Option<bool>,
+    /// `cache.no-flush`.
+    pub no_flush: Option<bool>,
+    /// `force-share`.
+    pub force_share: Option<bool>,
+    /// Opened by `qemu-img check`.
+    pub check: bool,
+    /// Opened without I/O (`qemu-img info`).
+    pub no_io: bool,
+}
+
+/// A driver and its options.
+#[derive(Clone, Debug)]
+pub enum DriverOptions {
+    /// `file`.
+    File {
+        /// The file.
+        filename: String,
+    },
+    /// `null-co`.
+    Null(NullDriver),
+    /// `raw`.
+    Raw {
+        /// Its storage.
+        file: ChildRef,
+    },
+    /// `qcow2`.
+    Qcow2 {
+        /// Its storage.
+        file: ChildRef,
+        /// Its backing file.
+        backing: BackingRef,
+        /// Run-time options.
+        options: Qcow2Options,
+    },
+    /// `blkdebug`.
+    Blkdebug(Box<BlkdebugOptions>),
+    /// `copy-before-write`.
+    CopyBeforeWrite {
+        /// The source.
+        file: ChildRef,
+        /// Where old data go.
+        target: ChildRef,
+        /// Node and name of a bitmap that limits the snapshot.
+        bitmap: Option<(String, String)>,
+        /// `on-cbw-error`.
+        on_error: OnCbwError,
+        /// `cbw-timeout`, s.
+        timeout_s: u32,
+        /// `min-cluster-size`, bytes.
+        min_cluster_size: u64,
+    },
+    /// `snapshot-access`.
+    SnapshotAccess {
+        /// The filter.
+        file: ChildRef,
+    },
+}
+
+/// Options of `blkdebug`.
+#[derive(Clone, Debug)]
+pub struct BlkdebugOptions {
+    /// The node below.
+    pub image: ChildRef,
+    /// `inject-error`.
+    pub inject: Vec<InjectError>,
+    /// `set-state`.
+    pub set_state: Vec<SetState>,
+    /// `align`, bytes.
+    pub align: Option<u64>,
+    /// `max-transfer`, bytes.
+    pub max_transfer: Option<u64>,
+    /// `opt-write-zero`, bytes.
+    pub opt_write_zero: Option<u64>,
+    /// `max-write-zero`, bytes.
+    pub max_write_zero: Option<u64>,
+    /// `opt-discard`, bytes.
+    pub opt_discard: Option<u64>,
+    /// `max-discard`, bytes.
+    pub max_discard: Option<u64>,
+}
+
+/// Everything that is needed to open a node.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The name; none: generated.
+    pub node_name: Option<String>,
+    /// Common options.
+    pub common: CommonOptions,
+    /// The driver.
+    pub driver: DriverOptions,
+}
+
+/// What an inline child takes from its parent.
+#[derive(Clone, Copy)]
+enum Inherit<'a> {
+    Nothing,
+    Child(&'a NodeOptions),
+    Backing(&'a NodeOptions),
+}
+
+type Opened = Result<Rc<Node>, String>;
+
+impl Block {
+    /// Opens a node (`bdrv_open`); the caller gets the one reference on it.
+    pub async fn open(self: &Rc<Self>, options: &OpenOptions) -> Opened {
+        self.open_inherit(options, Inherit::Nothing).await
+    }
+
+    async fn open_inherit(self: &Rc<Self>, options: &OpenOptions, inherit: Inherit<'_>) -> Opened {
+        let common = resolve(&options.common, inherit)?;
+        let name = options.node_name.as_deref();
+        match &options.driver {
+            DriverOptions::File { filename } => self.open_file(name, common, filename),
+            DriverOptions::Null(null) => {
+                let node = self.new_node(name, common)?;
+                node.length.set(null.size.next_multiple_of(512));
+                *node.filename.borrow_mut() = "null-co://".into();
+                *node.driver.borrow_mut() = Driver::Null(Rc::new(null.clone()));
+                Ok(node)
+            }
+            DriverOptions::Raw { file } => {
+                let (node, file) = self.open_over(name, common, file, Role::Filtered).await?;
+                *node.driver.borrow_mut() = Driver::Raw;
+                self.copy_from_child(&node, file);
+                Ok(node)
+            }
+            DriverOptions::Qcow2 { file, backing, options } => {
+                Box::pin(self.open_qcow2(name, common, file, backing, options)).await
+            }
+            DriverOptions::Blkdebug(options) => Box::pin(self.open_blkdebug(name, common, options)).await,
+            DriverOptions::CopyBeforeWrite { .. } => Box::pin(self.open_cbw(name, common, &options.driver)).await,
+            DriverOptions::SnapshotAccess { file } => {
+                let (node, file) = self.open_over(name, common, file, Role::Snapshot).await?;
+                *node.driver.borrow_mut() = Driver::SnapshotAccess;
+                self.copy_from_child(&node, file);
+                Ok(node)
+            }
+        }
+    }
+
+    fn open_file(&self, name: Option<&str>, options: NodeOptions, filename: &str) -> Opened {
+        let node = self.new_node(name, options)?;
+        let store = self.host.open(filename).map_err(|error| {
+            self.remove_node(node.id);
+            format!("Could not open '{filename}': {error}")
+        })?;
+        node.length.set(store.len().next_multiple_of(512));
+        *node.filename.borrow_mut() = filename.into();
+        let process = self.process;
+        *node.driver.borrow_mut() = Driver::File(Rc::new(FileDriver { filename: filename.into(), store, process }));
+        Ok(node)
+    }
+
+    /// A filter or format has the length and the file name of the node below.
+    fn copy_from_child(&self, node: &Node, child: NodeId) {
+        let child = self.node(child);
+        node.length.set(child.length.get());
+        *node.filename.borrow_mut() = child.filename.borrow().clone();
+    }
+
+    /// Opens or finds a child and takes a reference on it for the caller.
+    async fn open_child(self: &Rc<Self>, child: &ChildRef, inherit: Inherit<'_>) -> Opened {
+        match child {
+            ChildRef::Name(name) => {
+                let node = self.lookup(Some(name), Some(name))?;
+                self.reference(&node);
+                Ok(node)
+            }
+            ChildRef::Inline(options) => Box::pin(self.open_inherit(options, inherit)).await,
+        }
+    }
+
+    /// Opens `file`, then the node above it, and attaches the two.
+    async fn open_over(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        options: NodeOptions,
+        file: &ChildRef,
+        role: Role,
+    ) -> Result<(Rc<Node>, NodeId), String> {
+        let child = self.open_child(file, Inherit::Child(&options)).await?;
+        // The probe of the format holds the file for a moment.
+        self.graph_write_section().await;
+        let attached = self.new_node(name, options).and_then(|node| {
+            let attached = self.attach(Parent::Node(node.id), "file", role, child.id, None);
+            attached.map(|_| node.clone()).inspect_err(|_| self.remove_node(node.id))
+        });
+        self.graph_write_section().await;
+        self.graph_write_section().await;
+        // The edge has a reference of its own now.
+        self.unref(child.id).await;
+        attached.map(|node| (node, child.id))
+    }
+
+    async fn open_qcow2(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        options: NodeOptions,
+        file: &ChildRef,
+        backing: &BackingRef,
+        qcow2_options: &Qcow2Options,
+    ) -> Opened {
+        let (node, file) = self.open_over(name, options, file, Role::Storage).await?;
+        *node.filename.borrow_mut() = self.node(file).filename.borrow().clone();
+        let flags = {
+            let options = node.options.borrow();
+            OpenFlags { read_only: options.read_only, check: options.check, no_io: options.no_io }
+        };
+        let (block, id, qcow2_options) = (self.clone(), node.id, qcow2_options.clone());
+        let opened = self
+            .sim
+            .run_coroutine("qcow2 open", async move { Qcow2::open(&block, id, file, &qcow2_options, flags).await })
+            .await;
+        let qcow2 = match opened {
+            Ok(qcow2) => qcow2,
+            Err(reason) => {
+                self.unref(node.id).await;
+                return Err(reason);
+            }
+        };
+        *node.driver.borrow_mut() = Driver::Qcow2(qcow2.clone());
+        if let Err(reason) = self.open_backing(&node, &qcow2, backing).await {
+            self.unref(node.id).await;
+            return Err(reason);
+        }
+        Ok(node)
+    }
+
+    async fn open_backing(self: &Rc<Self>, node: &Rc<Node>, qcow2: &Rc<Qcow2>, backing: &BackingRef) -> Result<(), String> {
+        let from_image;
+        let child = match backing {
+            BackingRef::None => return Ok(()),
+            BackingRef::Given(child) => child,
+            BackingRef::FromImage => {
+                let Some(name) = qcow2.backing_name() else { return Ok(()) };
+                if node.options.borrow().no_io {
+                    return Ok(());
+                }
+                let filename = self.relative_to(node, &name);
+                from_image = ChildRef::Inline(Box::new(self.options_for(&filename, qcow2.backing_format().as_deref())?));
+                &from_image
+            }
+        };
+        let inherited = node.options.borrow().clone();
+        let opened = self.open_child(child, Inherit::Backing(&inherited)).await;
+        let opened = opened.map_err(|reason| match backing {
+            BackingRef::Given(ChildRef::Name(_)) => reason,
+            _ => format!("Could not open backing file: {reason}"),
+        })?;
+        let attached = self.attach(Parent::Node(node.id), "backing", Role::Cow, opened.id, None);
+        self.graph_write_section().await;
+        qcow2.set_backing_node(attached.is_ok().then_some(opened.id));
+        self.unref(opened.id).await;
+        attached.map(|_| ())
+    }
+
+    /// A backing file's name is relative to its overlay's directory.
+    pub fn relative_to(&self, overlay: &Node, name: &str) -> String {
+        let overlay = overlay.filename.borrow();
+        match overlay.rsplit_once('/') {
+            Some((directory, _)) if !name.contains('/') && !name.contains(':') => format!("{directory}/{name}"),
+            _ => name.to_owned(),
+        }
+    }
+
+    /// Options for an image of which only the name is known, and perhaps the format.
+    pub fn options_for(&self, filename: &str, format: Option<&str>) -> Result<OpenOptions, String> {
+        let file = ChildRef::Inline(Box::new(OpenOptions {
+            node_name: None,
+            common: CommonOptions::default(),
+            driver: DriverOptions::File { filename: filename.to_owned() },
+        }));
+        let format = match format {
+            Some(format) => format,
+            None if self.host.is_qcow2(filename) => "qcow2",
+            None => "raw",
+        };
+        let driver = match format {
+            "qcow2" => {
+                DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() }
+            }
+            "raw" => DriverOptions::Raw { file },
+            other => return Err(format!("Unknown driver '{other}'")),
+        };
+        Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver })
+    }
+
+    async fn open_blkdebug(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, spec: &BlkdebugOptions) -> Opened {
+        let node = self.new_node(name, options.clone())?;
+        let image = match self.open_child(&spec.image, Inherit::Child(&options)).await {
+            Ok(image) => image,
+            Err(reason) => {
+                self.remove_node(node.id);
+                return Err(reason);
+            }
+        };
+        let attached = self.attach(Parent::Node(node.id), "image", Role::Filtered, image.id, None);
+        self.graph_write_section().await;
+        self.unref(image.id).await;
+        let checked = attached.map(|_| ()).and_then(|()| check_constraints(spec));
+        if let Err(reason) = checked {
+            self.unref(node.id).await;
+            return Err(reason);
+        }
+        let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
+        blkdebug.align = spec.align.unwrap_or(0);
+        blkdebug.max_transfer = spec.max_transfer;
+        blkdebug.opt_write_zero = spec.opt_write_zero;
+        blkdebug.max_write_zero = spec.max_write_zero;
+        blkdebug.opt_discard = spec.opt_discard;
+        blkdebug.max_discard = spec.max_discard;
+        let blkdebug = Rc::new(blkdebug);
+        *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
+        self.copy_from_child(&node, image.id);
+        let filename = format!("json:{{\"driver\": \"blkdebug\", \"image\": \"{}\"}}", image.filename.borrow());
+        *node.filename.borrow_mut() = filename.into();
+        let (block, name) = (self.clone(), node.name.clone());
+        let event = super::blkdebug_event::BlkdebugEvent::None;
+        self.sim.run_coroutine("blkdebug open", async move { blkdebug.event(&block, &name, event).await }).await;
+        Ok(node)
+    }
+
+    async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {
+        let DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size } = driver else {
+            return Err("not a copy-before-write node".to_owned());
+        };
+        let (node, source) = self.open_over(name, options.clone(), file, Role::Filtered).await?;
+        let opened = async {
+            let target = self.open_child(target, Inherit::Child(&options)).await?;
+            let attached = self.attach(Parent::Node(node.id), "target", Role::CbwTarget, target.id, None);
+            self.unref(target.id).await;
+            attached?;
+            self.graph_write_section().await;
+            let mut cbw = CbwOptions {
+                bitmap: None,
+                on_error: *on_error,
+                timeout_s: *timeout_s,
+                min_cluster_size: *min_cluster_size,
+                discard_source: false,
+            };
+            if let Some((node, name)) = bitmap {
+                cbw.bitmap = Some(self.find_bitmap(node, name)?);
+            }
+            CopyBeforeWrite::open(self, node.id, source, target.id, cbw).await
+        }
+        .await;
+        match opened {
+            Ok(cbw) => {
+                *node.driver.borrow_mut() = Driver::CopyBeforeWrite(Rc::new(cbw));
+                self.copy_from_child(&node, source);
+                Ok(node)
+            }
+            Err(reason) => {
+                self.unref(node.id).await;
+                Err(reason)
+            }
+        }
+    }
+}
+
+/// Constraints between blkdebug's limits (`blkdebug_open`).
+fn check_constraints(spec: &BlkdebugOptions) -> Result<(), String> {
+    let align = spec.align.unwrap_or(0);
+    if spec.align.is_some() && align != 0 && (!align.is_power_of_two() || align >= i32::MAX as u64) {
+        return Err(format!("Cannot meet constraints with align {align}"));
+    }
+    let align = align.max(1);
+    let multiple = |name: &str, value: Option<u64>, of: u64| match value {
+        Some(value) if value != 0 && (value % of.max(1) != 0 || value >= i32::MAX as u64) => {
+            Err(format!("Cannot meet constraints with {name} {value}"))
+        }
+        _ => Ok(()),
+    };
+    multiple("max-transfer", spec.max_transfer, align)?;
+    multiple("opt-write-zero", spec.opt_write_zero, align)?;
+    multiple("max-write-zero", spec.max_write_zero, align.max(spec.opt_write_zero.unwrap_or(0)))?;
+    multiple("opt-discard", spec.opt_discard, align)?;
+    multiple("max-discard", spec.max_discard, align.max(spec.opt_discard.unwrap_or(0)))
+}
+
+/// Fills in what is inherited or has a default, and refuses contradictions.
+fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> Result<NodeOptions, String> {
+    let from = match inherit {
+        Inherit::Nothing => None,
+        Inherit::Child(parent) | Inherit::Backing(parent) => Some(parent),
+    };
+    let backing = matches!(inherit, Inherit::Backing(_));
+    let inherited = |own: Option<bool>, parent: fn(&NodeOptions) -> bool| own.unwrap_or(from.is_some_and(parent));
+    let options = NodeOptions {
+        read_only: if backing { common.read_only.unwrap_or(true) } else { inherited(common.read_only, |p| p.read_only) },
+        auto_read_only: !backing && inherited(common.auto_read_only, |p| p.auto_read_only),
+        discard_unmap: common.discard_unmap.unwrap_or(from.is_some()),
+        detect_zeroes: common.detect_zeroes,
+        direct: inherited(common.direct, |p| p.direct),
+        no_flush: inherited(common.no_flush, |p| p.no_flush),
+        force_share: inherited(common.force_share, |p| p.force_share),
+        check: common.check,
+        no_io: common.no_io,
+    };
+    if options.detect_zeroes == DetectZeroes::Unmap && !options.discard_unmap {
+        return Err("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap".into());
+    }
+    if options.force_share && !options.read_only {
+        return Err("force-share=on can only be used with read-only images".to_owned());
+    }
+    Ok(options)
+}

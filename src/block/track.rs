@@ -1,0 +1,111 @@
+//! Tracked requests of a node: who waits for whom when ranges overlap.
+//!
+//! Ordinary requests are not ordered against each other; only a serialising one (padded to the
+//! node's alignment, or asked to be so) waits for, and holds off, what overlaps it. QEMU's source:
+//! tracked requests in `block/io.c`.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::errno::{Errno, Res};
+use crate::sim::{Sim, WaitQueue};
+
+struct Tracked {
+    id: u64,
+    offset: u64,
+    end: u64,
+    serialising: bool,
+    /// It waits itself, so that nobody may wait for it (two would wait for each other).
+    waits: bool,
+    waiters: Option<Rc<WaitQueue>>,
+}
+
+/// The requests in flight on one node.
+#[derive(Default)]
+pub struct Tracker {
+    requests: RefCell<Vec<Tracked>>,
+    serialising: Cell<u32>,
+    next: Cell<u64>,
+}
+
+/// A request in flight; leaves the list when dropped.
+pub struct TrackedRequest<'a> {
+    tracker: &'a Tracker,
+    sim: &'a Sim,
+    id: u64,
+}
+
+impl Tracker {
+    /// Enters a request into the list.
+    pub fn begin<'a>(&'a self, sim: &'a Sim, offset: u64, bytes: u64) -> TrackedRequest<'a> {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let end = offset.saturating_add(bytes);
+        self.requests.borrow_mut().push(Tracked { id, offset, end, serialising: false, waits: false, waiters: None });
+        TrackedRequest { tracker: self, sim, id }
+    }
+
+    fn conflict(&self, id: u64) -> Option<Rc<WaitQueue>> {
+        let mut requests = self.requests.borrow_mut();
+        let me = requests.iter().find(|r| r.id == id)?;
+        let (offset, end, serialising) = (me.offset, me.end, me.serialising);
+        // Newest first, as in QEMU's list.
+        let other = requests.iter_mut().rev().find(|r| {
+            r.id != id && !r.waits && (serialising || r.serialising) && r.offset < end && offset < r.end
+        })?;
+        Some(other.waiters.get_or_insert_with(Rc::default).clone())
+    }
+}
+
+impl TrackedRequest<'_> {
+    /// Makes the request serialising over its range widened to `align`.
+    pub fn serialise(&self, align: u64) {
+        let mut requests = self.tracker.requests.borrow_mut();
+        if let Some(me) = requests.iter_mut().find(|r| r.id == self.id) {
+            me.offset -= me.offset % align;
+            me.end = me.end.next_multiple_of(align);
+            if !me.serialising {
+                me.serialising = true;
+                self.tracker.serialising.set(self.tracker.serialising.get() + 1);
+            }
+        }
+    }
+
+    /// Waits until nothing in flight conflicts; with `no_wait` a conflict is EBUSY.
+    pub async fn wait(&self, no_wait: bool) -> Res<()> {
+        if self.tracker.serialising.get() == 0 {
+            return Ok(());
+        }
+        while let Some(queue) = self.tracker.conflict(self.id) {
+            if no_wait {
+                return Err(Errno::EBUSY);
+            }
+            self.set_waits(true);
+            queue.wait(self.sim, "an overlapping request").await;
+            self.set_waits(false);
+        }
+        Ok(())
+    }
+
+    fn set_waits(&self, waits: bool) {
+        let mut requests = self.tracker.requests.borrow_mut();
+        if let Some(me) = requests.iter_mut().find(|r| r.id == self.id) {
+            me.waits = waits;
+        }
+    }
+}
+
+impl Drop for TrackedRequest<'_> {
+    fn drop(&mut self) {
+        let mut requests = self.tracker.requests.borrow_mut();
+        let Some(index) = requests.iter().position(|r| r.id == self.id) else { return };
+        let me = requests.remove(index);
+        drop(requests);
+        if me.serialising {
+            self.tracker.serialising.set(self.tracker.serialising.get() - 1);
+        }
+        if let Some(waiters) = me.waiters {
+            waiters.wake_all(self.sim);
+        }
+    }
+}
