@@ -236,6 +236,13 @@ impl Bits {
         if end - first == self.len as usize {
             return self.fill(set);
         }
+        if first / 64 == (end - 1) / 64 {
+            let mask = low_bits((end - 1) % 64 + 1) & !low_bits(first % 64);
+            return self.change(
+                first / 64,
+                |word| if set { word | mask } else { word & !mask },
+            );
+        }
         // Words that are covered whole, the last one also if only its valid bits are.
         let inner = first.div_ceil(64);
         let inner_end = if end as u64 == self.len {
