@@ -123,6 +123,11 @@ impl Expr {
             .filter(|name| !self.guarded.contains(name))
     }
 
+    /// The names it looks at.
+    pub(crate) fn variables(&self) -> &[Rc<str>] {
+        &self.variables
+    }
+
     fn run(
         &self,
         compiled: &Expression<'static, 'static>,

@@ -142,10 +142,7 @@ pub(crate) fn parse(problems: &Problems) -> Option<Node> {
         nodes: 0,
         depth: 0,
     };
-    match reader.document() {
-        Ok(node) => Some(node),
-        Err(Stop) => None,
-    }
+    reader.document().ok()
 }
 
 /// A problem was told that makes reading on pointless.
