@@ -124,8 +124,7 @@ pub(crate) fn items(node: &Node, context: Context<'_>) -> Vec<Item> {
             .filter_map(|step| item(step, context))
             .collect(),
         _ => {
-            let message = format!("wrong type: {}", node.kind());
-            context.report(Diagnostic::new(node.pos, message).expected("a list of steps"));
+            context.mismatch(node, "a list of steps");
             Vec::new()
         }
     }
@@ -133,9 +132,7 @@ pub(crate) fn items(node: &Node, context: Context<'_>) -> Vec<Item> {
 
 fn item(node: &Node, context: Context<'_>) -> Option<Item> {
     let Data::Map(entries) = &node.data else {
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message).width(node.width());
-        context.report(mistake.expected("a step: a map with a verb and its options"));
+        context.mismatch(node, "a step: a map with a verb and its options");
         return None;
     };
     let key = verb_of(entries, node.pos, context)?;
@@ -283,9 +280,7 @@ fn one_of_commands(fields: &mut Fields<'_>, context: Context<'_>) {
 fn concurrently(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
     let node = fields.find("concurrently")?;
     let Data::Map(entries) = &node.data else {
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message);
-        context.report(mistake.expected("a map of actors, each with its list of steps"));
+        context.mismatch(node, "a map of actors, each with its list of steps");
         return None;
     };
     let actors = entries
@@ -303,9 +298,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
             ..
         }) => entries.clone(),
         Some(node) => {
-            let message = format!("wrong type: {}", node.kind());
-            let mistake = Diagnostic::new(node.pos, message);
-            context.report(mistake.expected("a map: the procedure's parameters"));
+            context.mismatch(node, "a map: the procedure's parameters");
             return None;
         }
     };
@@ -317,9 +310,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
             with,
         }),
         _ => {
-            let message = format!("wrong type: {}", named.kind());
-            let mistake = Diagnostic::new(named.pos, message).width(named.width());
-            context.report(mistake.expected("the name of a procedure, without a template"));
+            context.mismatch(named, "the name of a procedure, without a template");
             None
         }
     }
@@ -328,9 +319,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
 /// Reads `procedures`.
 pub(crate) fn procedures(node: &Node, context: Context<'_>) -> Vec<Procedure> {
     let Data::Map(entries) = &node.data else {
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message);
-        context.report(mistake.expected("a map from names to {params, steps}"));
+        context.mismatch(node, "a map from names to {params, steps}");
         return Vec::new();
     };
     entries
