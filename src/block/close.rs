@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::bitmap::BitmapId;
 use crate::errno::{Errno, Res};
 
+use super::blkdebug::Blkdebug;
 use super::cbw::{CbwOptions, CopyBeforeWrite};
 use super::flags::ReqFlags;
 use super::graph::Block;
@@ -213,6 +214,15 @@ impl Block {
             self.remove_node(node.id);
         }
         self.backends.borrow_mut().clear();
+    }
+
+    /// The first blkdebug node at or below `id`.
+    pub fn find_blkdebug(&self, id: NodeId) -> Option<Rc<Blkdebug>> {
+        let node = self.node(id);
+        if let Driver::Blkdebug(blkdebug) = &*node.driver.borrow() {
+            return Some(blkdebug.clone());
+        }
+        node.primary_child().and_then(|child| self.find_blkdebug(child))
     }
 
     /// Bytes that the node's file really takes on the host.
