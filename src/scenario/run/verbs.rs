@@ -1,0 +1,302 @@
+//! What each verb asks of the backend and writes to the transcript.
+
+use serde_json::{Map, Value, json};
+
+use crate::scenario::ast::{
+    Compare, Concurrently, Execute, ExpectBitmap, Image, LogMode, Match, QemuImg, QemuIo, Step,
+    Verb, VmAction, WaitEvent, Workload,
+};
+use crate::scenario::backend::{Actor, Backend, ImageSpec, QemuImgOutput, RunError};
+use crate::scenario::json::{command, dumps};
+use crate::units::format_duration;
+
+use super::Runner;
+use super::events::{contains, line};
+
+/// The file of the image `name`, as transcripts and arguments have it.
+fn file(name: &str) -> String {
+    let prefix = "TEST_DIR/PID-";
+    if name.starts_with(prefix) {
+        name.to_owned()
+    } else {
+        format!("{prefix}{name}")
+    }
+}
+
+impl<B: Backend> Runner<B> {
+    pub(super) async fn step(&self, step: &Step) -> Result<(), RunError> {
+        match &*step.verb {
+            Verb::Log(log) => self.log(step, &log.log.0),
+            Verb::Image(image) => self.image(image).await?,
+            Verb::Vm(vm) => self.vm(vm.vm).await?,
+            Verb::Execute(execute) => self.execute(step, execute).await?,
+            Verb::QemuIo(io) => self.qemu_io(step, io).await?,
+            Verb::RunJob(job) => self.run_job(step, job).await?,
+            Verb::WaitEvent(wait) => self.wait_event(step, wait).await?,
+            Verb::QueryBitmaps(_) => self.query_bitmaps(step).await?,
+            Verb::ExpectBitmap(expect) => self.expect_bitmap(step, expect).await?,
+            Verb::Compare(compare) => self.compare(step, compare).await?,
+            Verb::QemuImg(img) => self.qemu_img(step, img).await?,
+            Verb::Sleep(sleep) => self.backend.sleep(sleep.sleep.0).await?,
+            Verb::Fault(fault) => self.backend.add_fault(&fault.fault).await?,
+            Verb::Workload(workload) => self.workload(step, workload).await?,
+            Verb::QueryEvents(query) => {
+                for event in self.new_events() {
+                    if contains(&event.data, &query.matching) {
+                        self.log(step, &line(&event));
+                    }
+                }
+            }
+            Verb::Concurrently(actors) => self.concurrently(actors).await?,
+        }
+        Ok(())
+    }
+
+    async fn image(&self, image: &Image) -> Result<(), RunError> {
+        let spec = ImageSpec {
+            file: file(&image.image),
+            format: image.format,
+            size: image.size.map(|size| size.0),
+            backing: image
+                .backing
+                .as_ref()
+                .map(|name| (file(name), image.backing_format)),
+            cluster_size: image.cluster_size.map(|size| size.0),
+            options: image.options.clone(),
+        };
+        self.backend.image(&spec).await
+    }
+
+    async fn vm(&self, action: VmAction) -> Result<(), RunError> {
+        match action {
+            VmAction::Launch => {
+                self.backend.launch().await?;
+                self.forget_events();
+                Ok(())
+            }
+            VmAction::Shutdown => self.backend.shutdown().await,
+            VmAction::Kill => self.backend.kill().await,
+        }
+    }
+
+    async fn execute(&self, step: &Step, execute: &Execute) -> Result<(), RunError> {
+        let indent = execute
+            .indent
+            .and_then(|indent| usize::try_from(indent).ok());
+        if execute.log == LogMode::All {
+            self.log(step, &command(&execute.execute, &execute.arguments, indent));
+        }
+        let reply = self
+            .backend
+            .execute(&execute.execute, &execute.arguments)
+            .await?;
+        match (execute.log, reply.get("return")) {
+            (LogMode::None, _) => {}
+            (LogMode::Reply, Some(value)) => self.log(step, &dumps(value, indent)),
+            _ => self.log(step, &dumps(&reply, indent)),
+        }
+        Ok(())
+    }
+
+    async fn qemu_io(&self, step: &Step, io: &QemuIo) -> Result<(), RunError> {
+        for command in io.command.iter().chain(io.commands.iter().flatten()) {
+            if io.log == LogMode::All {
+                self.log(step, command);
+            }
+            let done = self.backend.qemu_io(&io.qemu_io, command).await?;
+            if io.log == LogMode::None {
+                continue;
+            }
+            if io.output {
+                // The line with the rate depends on the clock.
+                for text in done.output.lines().filter(|text| !is_rate(text)) {
+                    self.log(step, text);
+                }
+            }
+            self.log(step, &dumps(&done.reply, None));
+        }
+        Ok(())
+    }
+
+    async fn wait_event(&self, step: &Step, wait: &WaitEvent) -> Result<(), RunError> {
+        let name: &str = &wait.wait_event;
+        let event = self.take_event(wait.timeout.0, |event| {
+            event.name == name && contains(&event.data, &wait.matching)
+        });
+        let Some(event) = event.await? else {
+            let timeout = format_duration(wait.timeout.0);
+            let mut message = format!("no event {name}");
+            if !wait.matching.is_empty() {
+                message += &format!(
+                    " with {}",
+                    dumps(&Value::Object(wait.matching.clone()), None)
+                );
+            }
+            return Err(RunError::failed(format!("{message} within {timeout}")));
+        };
+        if wait.log != LogMode::None {
+            self.log(step, &line(&event));
+        }
+        Ok(())
+    }
+
+    /// The bitmaps of every node that has any, by node.
+    async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
+        // Flat: what lies below a node is not described again inside it; the bitmaps are the same.
+        let flat = Map::from_iter([("flat".to_owned(), Value::Bool(true))]);
+        let reply = self
+            .backend
+            .execute("query-named-block-nodes", &flat)
+            .await?;
+        let Some(Value::Array(nodes)) = reply.get("return") else {
+            let message = format!("query-named-block-nodes failed: {}", dumps(&reply, None));
+            return Err(RunError::failed(message));
+        };
+        let with_bitmaps = nodes.iter().filter_map(|node| {
+            let name = node.get("node-name")?.as_str()?;
+            Some((name.to_owned(), node.get("dirty-bitmaps")?.clone()))
+        });
+        Ok(with_bitmaps.collect())
+    }
+
+    async fn query_bitmaps(&self, step: &Step) -> Result<(), RunError> {
+        let bitmaps = self.bitmaps().await?;
+        self.log(step, &dumps(&json!({ "bitmaps": bitmaps }), Some(2)));
+        Ok(())
+    }
+
+    async fn expect_bitmap(&self, step: &Step, expect: &ExpectBitmap) -> Result<(), RunError> {
+        let node: &str = &expect.expect_bitmap;
+        let wanted = expect.name.as_deref().unwrap_or("");
+        let bitmaps = self.bitmaps().await?;
+        let of_node = bitmaps.get(node).and_then(Value::as_array);
+        let found = of_node.into_iter().flatten().find(|bitmap| {
+            let name = bitmap.get("name").and_then(Value::as_str).unwrap_or("");
+            let recording = bitmap.get("recording").and_then(Value::as_bool);
+            name == wanted && (expect.recording.is_none() || recording == expect.recording)
+        });
+        let Some(bitmap) = found else {
+            let name = if wanted.is_empty() {
+                "(anonymous)"
+            } else {
+                wanted
+            };
+            let kind = match expect.recording {
+                Some(true) => " that records",
+                Some(false) => " that does not record",
+                None => "",
+            };
+            return Err(RunError::failed(format!(
+                "node '{node}' has no bitmap '{name}'{kind}"
+            )));
+        };
+        let name = bitmap
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or("(anonymous)");
+        let number = |key| bitmap.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let have = number("count")
+            .checked_div(number("granularity"))
+            .unwrap_or(0);
+        let want = expect.clusters;
+        let verdict = if have == want { "OK!" } else { "ERROR!" };
+        self.log(step, &format!("= Checking Bitmap {name} ="));
+        self.log(
+            step,
+            &format!("expecting {want} dirty sectors; have {have}. {verdict}"),
+        );
+        self.log(step, "");
+        Ok(())
+    }
+
+    async fn compare(&self, step: &Step, compare: &Compare) -> Result<(), RunError> {
+        let image = file(&compare.compare.image);
+        let reference = file(&compare.compare.reference);
+        if let Some(backing) = &compare.backing {
+            let backing = file(backing);
+            let format = compare.backing_format.word();
+            let args = ["rebase", "-u", "-b", &backing, "-F", format, &image].map(str::to_owned);
+            let done = self.backend.qemu_img(&args).await?;
+            if done.status != 0 {
+                let why = done.stderr.trim_end();
+                return Err(RunError::failed(format!(
+                    "qemu-img {}: {why}",
+                    args.join(" ")
+                )));
+            }
+        }
+        let args = ["compare", &image, &reference].map(str::to_owned);
+        let status = self.backend.qemu_img(&args).await?.status;
+        let expected = if compare.expect == Match::Identical {
+            0
+        } else {
+            1
+        };
+        let found = if status == 0 { "Identical" } else { "Mismatch" };
+        let verdict = if status == expected { "OK!" } else { "ERROR!" };
+        self.log(
+            step,
+            &format!("qemu_img compare \"{image}\" \"{reference}\" ==> {found}, {verdict}"),
+        );
+        Ok(())
+    }
+
+    async fn qemu_img(&self, step: &Step, img: &QemuImg) -> Result<(), RunError> {
+        let args: Vec<String> = img.qemu_img.iter().map(|arg| arg.to_string()).collect();
+        if img.log == LogMode::All {
+            self.log(step, &format!("qemu-img {}", args.join(" ")));
+        }
+        let QemuImgOutput {
+            stdout,
+            stderr,
+            status,
+        } = self.backend.qemu_img(&args).await?;
+        if img.log == LogMode::None {
+            return Ok(());
+        }
+        let printed = stderr + &stdout;
+        let printed = printed.trim_end_matches('\n');
+        if !printed.is_empty() {
+            self.log(step, printed);
+        }
+        if status != 0 {
+            self.log(step, &format!("exit status {status}"));
+        }
+        Ok(())
+    }
+
+    async fn workload(&self, step: &Step, workload: &Workload) -> Result<(), RunError> {
+        let done = self.backend.workload(workload).await?;
+        if workload.log != LogMode::None {
+            let summary = format!(
+                "workload {}: {} requests, {} failed, {} bytes written, {} bytes read, {} mismatches",
+                &*workload.workload,
+                done.requests,
+                done.failed,
+                done.written,
+                done.read,
+                done.mismatches
+            );
+            self.log(step, &summary);
+        }
+        Ok(())
+    }
+
+    async fn concurrently(&self, concurrently: &Concurrently) -> Result<(), RunError> {
+        let actors = concurrently.actors.iter().map(|(name, steps)| {
+            let runner = Runner {
+                actor: Some(name.clone()),
+                ..self.clone()
+            };
+            let steps = steps.clone();
+            let work: Actor = Box::pin(async move { runner.steps(&steps.0).await });
+            (name.to_string(), work)
+        });
+        self.backend.concurrently(actors.collect()).await
+    }
+}
+
+/// Whether qemu-io's line says how fast it was: `64 KiB, 1 ops; 00.00 sec (…)`.
+fn is_rate(line: &str) -> bool {
+    line.contains(" ops; ")
+}
