@@ -19,7 +19,7 @@ impl Qcow2 {
     #[inline]
     pub(super) async fn cache_get<'a, T: Table>(
         &'a self,
-        block: &'a Rc<Block>,
+        block: &Rc<Block>,
         cache: &'a Cache<T>,
         offset: u64,
     ) -> Res<TableRef<'a, T>> {
@@ -35,7 +35,7 @@ impl Qcow2 {
     /// A place for a new table at `offset`, all zeros; the old content of the file is not read.
     pub(super) async fn cache_get_empty<'a, T: Table>(
         &'a self,
-        block: &'a Rc<Block>,
+        block: &Rc<Block>,
         cache: &'a Cache<T>,
         offset: u64,
     ) -> Res<TableRef<'a, T>> {
@@ -45,13 +45,13 @@ impl Qcow2 {
         self.cache_miss(block, cache, offset, false).await
     }
 
-    fn cache_miss<'a, T: Table>(
+    fn cache_miss<'a: 'b, 'b, T: Table>(
         &'a self,
-        block: &'a Rc<Block>,
+        block: &'b Rc<Block>,
         cache: &'a Cache<T>,
         offset: u64,
         read: bool,
-    ) -> BoxFuture<'a, Res<TableRef<'a, T>>> {
+    ) -> BoxFuture<'b, Res<TableRef<'a, T>>> {
         Box::pin(async move {
             if offset % cache.entry_bytes() != 0 {
                 let name = match cache.kind {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use crate::block::{Block, BlkdebugEvent, ReqFlags};
 use crate::errno::{Errno, Res};
+use crate::sim::CoMutexGuard;
 use crate::store::Content;
 
 use super::Qcow2;
@@ -34,7 +35,7 @@ impl Qcow2 {
         if size % 512 != 0 {
             return Err("The new size must be a multiple of 512".to_owned());
         }
-        let mut locked = Some(self.lock(block).await);
+        let locked = self.lock(block).await;
         if self.geo.version < 3 && !self.snapshots.borrow().list.is_empty() {
             return Err("Can't resize a v2 image which has snapshots".to_owned());
         }
@@ -50,21 +51,13 @@ impl Qcow2 {
         if preallocation == Preallocation::Metadata {
             let done = self.preallocate(block, old_size, size).await;
             done.map_err(|error| failed("Could not preallocate metadata", error))?;
-        } else if size > old_size && self.backing_reaches_beyond(block, old_size) {
-            let start = old_size.next_multiple_of(self.geo.cluster_size());
-            if start < size && self.geo.version >= 3 {
-                let cleared = self.clear(block, start, size - start, Clear::Zeroes { unmap: false }).await;
-                cleared.map_err(|error| failed("Failed to zero out new clusters", error))?;
-            }
-            let head_end = if self.geo.version >= 3 { start.min(size) } else { size };
-            if head_end > old_size {
-                locked = None;
-                let zeros = Content::zeros(head_end - old_size);
-                let written = self.pwrite(block, old_size, zeros, ReqFlags::NONE).await;
-                written.map_err(|error| failed("Failed to zero out the new area", error))?;
-                locked = Some(self.lock(block).await);
-            }
         }
+        let hides = preallocation == Preallocation::Off && size > old_size;
+        let locked = if hides && self.backing_reaches_beyond(block, old_size) {
+            self.hide_backing(block, old_size, size, locked).await?
+        } else {
+            locked
+        };
         self.header.borrow_mut().size = size;
         let written = self.write_sync(block, 24, Content::from_bytes(size.to_be_bytes())).await;
         written.map_err(|error| {
@@ -76,6 +69,32 @@ impl Qcow2 {
         self.reshape_caches();
         drop(locked);
         Ok(())
+    }
+
+    /// Makes the new area read as zeros where the backing file would show through.
+    async fn hide_backing<'a>(
+        self: &'a Rc<Self>,
+        block: &'a Rc<Block>,
+        old_size: u64,
+        size: u64,
+        locked: CoMutexGuard<'a>,
+    ) -> Result<CoMutexGuard<'a>, String> {
+        let start = old_size.next_multiple_of(self.geo.cluster_size());
+        let can_clear = self.geo.version >= 3;
+        if start < size && can_clear {
+            let cleared = self.clear(block, start, size - start, Clear::Zeroes { unmap: false }).await;
+            cleared.map_err(|error| format!("Failed to zero out new clusters: {error}"))?;
+        }
+        let head_end = if can_clear { start.min(size) } else { size };
+        if head_end == old_size {
+            return Ok(locked);
+        }
+        // The head of the area shares a cluster with old data: a write like any other.
+        drop(locked);
+        let zeros = Content::zeros(head_end - old_size);
+        let written = self.pwrite(block, old_size, zeros, ReqFlags::NONE).await;
+        written.map_err(|error| format!("Failed to zero out the new area: {error}"))?;
+        Ok(self.lock(block).await)
     }
 
     fn backing_reaches_beyond(&self, block: &Block, size: u64) -> bool {
