@@ -21,7 +21,7 @@ impl Machine {
     }
 
     /// job-pause and the other commands about one job by `id`.
-    pub(super) async fn job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let id = args.str("id")?;
         args.finish()?;
@@ -38,7 +38,7 @@ impl Machine {
     }
 
     /// The block-job-* family.
-    pub(super) async fn block_job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn block_job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {
             "block-job-set-speed" => {
@@ -79,7 +79,7 @@ impl Machine {
     }
 
     /// query-jobs.
-    pub(super) fn query_jobs(&self) -> QmpResult {
+    pub(in crate::qmp) fn query_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
         Ok(jobs.iter().map(|job| {
             let mut info = json!({
@@ -97,13 +97,13 @@ impl Machine {
     }
 
     /// query-block-jobs.
-    pub(super) fn query_block_jobs(&self) -> QmpResult {
+    pub(in crate::qmp) fn query_block_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
         Ok(jobs.iter().filter(|job| job.kind != JobKind::Create).map(|job| block_job_info(job)).collect())
     }
 
     /// blockdev-create (`qmp_blockdev_create`).
-    pub(super) fn blockdev_create(&self, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) fn blockdev_create(&self, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let job_id = args.str("job-id")?;
         let options = args.object("options")?;

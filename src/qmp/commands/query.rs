@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::block::qcow2::Qcow2Info;
 use crate::block::{DetectZeroes, Node, Parent};
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
@@ -97,7 +98,7 @@ impl Machine {
         if let Some(qcow2) = node.qcow2() {
             image["dirty-flag"] = false.into();
             image["cluster-size"] = qcow2.cluster_size().into();
-            image["format-specific"] = json!({"type": "qcow2", "data": qcow2.specific_info(&self.block)});
+            image["format-specific"] = json!({"type": "qcow2", "data": specific_info(&qcow2.info())});
             if let Some(backing) = qcow2.backing_name() {
                 image["backing-filename"] = backing.clone().into();
                 image["full-backing-filename"] = self.block.relative_to(node, &backing).into();
@@ -112,6 +113,21 @@ impl Machine {
         }
         image
     }
+}
+
+/// `ImageInfoSpecificQCow2`, without what needs I/O.
+fn specific_info(info: &Qcow2Info) -> Value {
+    let mut data = json!({
+        "compat": if info.version == 2 { "0.10" } else { "1.1" },
+        "compression-type": info.compression_type,
+        "refcount-bits": info.refcount_bits,
+    });
+    if info.version > 2 {
+        data["lazy-refcounts"] = info.lazy_refcounts.into();
+        data["corrupt"] = info.corrupt.into();
+        data["extended-l2"] = info.extended_l2.into();
+    }
+    data
 }
 
 /// The bitmaps of a node, newest first.
