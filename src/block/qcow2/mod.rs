@@ -19,6 +19,7 @@
 //! Nothing here may panic on any image's bytes, and nothing writes to the file but through
 //! [`Block`]. Guest data are never materialised, only cut and joined.
 
+mod pending;
 mod alloc;
 mod cache;
 mod cache_io;

@@ -235,12 +235,11 @@ impl Machine {
             let format = node.driver_name().unwrap_or("raw").to_owned();
             (node.filename.borrow().to_string(), format)
         });
-        let size = match format {
-            "qcow2" | "raw" => size,
-            "file" | "null-co" => return Err(format!("Unknown file format '{format}'").into()),
-            other => return Err(format!("Unknown file format '{other}'").into()),
-        };
-        let options = Qcow2CreateOptions::for_disk(size, backing);
+        if !matches!(format, "qcow2" | "raw") {
+            return Err(format!("Unknown file format '{format}'").into());
+        }
+        let (backing_file, backing_format) = backing.unzip();
+        let options = Qcow2CreateOptions { size, backing_file, backing_format, ..Qcow2CreateOptions::default() };
         let (block_of_job, filename, is_qcow2) = (block.clone(), filename.to_owned(), format == "qcow2");
         let made = async move { crate::job::create_image(&block_of_job, &filename, is_qcow2, &options).await };
         block.sim.run_coroutine("create image", made).await.map_err(QmpError::from)

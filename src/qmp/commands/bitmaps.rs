@@ -234,7 +234,7 @@ impl Machine {
     }
 
     /// The bitmap commands that are not part of a transaction.
-    pub(super) async fn bitmap_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn bitmap_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {
             "block-dirty-bitmap-add" => {

@@ -29,7 +29,7 @@ const OTHER_DRIVERS: &[&str] = &[
 
 impl Machine {
     /// blockdev-add (`qmp_blockdev_add`).
-    pub(super) async fn blockdev_add(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn blockdev_add(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let options = self.parse_node(&args)?;
         if options.node_name.is_none() {
@@ -199,7 +199,7 @@ impl Machine {
     }
 
     /// blockdev-del (`qmp_blockdev_del`).
-    pub(super) async fn blockdev_del(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn blockdev_del(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let name = args.str("node-name")?;
         args.finish()?;
@@ -234,7 +234,7 @@ impl Machine {
     }
 
     /// block_resize (`qmp_block_resize`).
-    pub(super) async fn block_resize(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn block_resize(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let device = args.opt_str("device")?;
         let node_name = args.opt_str("node-name")?;

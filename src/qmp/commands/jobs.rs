@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::qcow2::Qcow2CreateOptions;
+use crate::block::qcow2::{Preallocation, Qcow2CreateOptions};
 use crate::job::{CreateOptions, IoStatus, Job, JobKind, start_create};
 use crate::qmp::args::Args;
 use crate::qmp::error::{ErrorClass, QmpError, QmpResult};
@@ -21,7 +21,7 @@ impl Machine {
     }
 
     /// job-pause and the other commands about one job by `id`.
-    pub(super) async fn job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let id = args.str("id")?;
         args.finish()?;
@@ -38,7 +38,7 @@ impl Machine {
     }
 
     /// The block-job-* family.
-    pub(super) async fn block_job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn block_job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {
             "block-job-set-speed" => {
@@ -79,7 +79,7 @@ impl Machine {
     }
 
     /// query-jobs.
-    pub(super) fn query_jobs(&self) -> QmpResult {
+    pub(in crate::qmp) fn query_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
         Ok(jobs.iter().map(|job| {
             let mut info = json!({
@@ -97,13 +97,13 @@ impl Machine {
     }
 
     /// query-block-jobs.
-    pub(super) fn query_block_jobs(&self) -> QmpResult {
+    pub(in crate::qmp) fn query_block_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
         Ok(jobs.iter().filter(|job| job.kind != JobKind::Create).map(|job| block_job_info(job)).collect())
     }
 
     /// blockdev-create (`qmp_blockdev_create`).
-    pub(super) fn blockdev_create(&self, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) fn blockdev_create(&self, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let job_id = args.str("job-id")?;
         let options = args.object("options")?;
@@ -170,29 +170,31 @@ fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
             return Err(format!("not modelled: option '{unmodelled}' of blockdev-create").into());
         }
     }
-    let data_file_raw = options.opt_bool("data-file-raw")?.unwrap_or(false);
+    if options.opt_bool("data-file-raw")? == Some(true) {
+        return Err("data-file-raw requires data-file".into());
+    }
     let extended_l2 = options.opt_bool("extended-l2")?.unwrap_or(false);
     let size = options.size("size")?;
     let version = options.opt_enum("version", &[("v2", 2), ("v3", 3)])?.unwrap_or(3);
     let backing_file = options.opt_str("backing-file")?.map(str::to_owned);
     let backing_format = options.opt_str("backing-fmt")?.map(str::to_owned);
     let cluster_size = options.opt_size("cluster-size")?;
-    let preallocation = options.opt_enum("preallocation", &[("off", false), ("metadata", true)])?;
+    let kinds = [("off", Preallocation::Off), ("metadata", Preallocation::Metadata)];
+    let preallocation = options.opt_enum("preallocation", &kinds)?;
     let lazy_refcounts = options.opt_bool("lazy-refcounts")?.unwrap_or(false);
     let refcount_bits = options.opt_int("refcount-bits")?;
-    let compression = options.opt_enum("compression-type", &[("zlib", 0u8), ("zstd", 1u8)])?.unwrap_or(0);
+    let zstd = options.opt_enum("compression-type", &[("zlib", false), ("zstd", true)])?.unwrap_or(false);
     let options = Qcow2CreateOptions {
         size,
         version,
         backing_file,
         backing_format,
         cluster_size: cluster_size.unwrap_or(65536),
-        preallocate_metadata: preallocation.unwrap_or(false),
+        preallocation: preallocation.unwrap_or(Preallocation::Off),
         lazy_refcounts,
         refcount_bits: refcount_bits.map_or(16, i64::unsigned_abs),
         extended_l2,
-        data_file_raw,
-        compression_type: compression,
+        zstd,
     };
     Ok(CreateOptions::Qcow2 { file, options })
 }

@@ -59,7 +59,7 @@ const OTHER_TYPES: &[&str] =
 
 impl Machine {
     /// transaction (`qmp_transaction`).
-    pub(super) async fn transaction(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn transaction(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let mut actions = Vec::new();
         for (item, name) in args.list("actions")? {
@@ -83,7 +83,7 @@ impl Machine {
     }
 
     /// A plain backup command: a transaction with one action.
-    pub(super) async fn single_backup(self: &Rc<Self>, arguments: &Map<String, Value>, is_drive: bool) -> QmpResult {
+    pub(in crate::qmp) async fn single_backup(self: &Rc<Self>, arguments: &Map<String, Value>, is_drive: bool) -> QmpResult {
         let args = BackupArgs::parse(&Args::new(arguments), is_drive, self.block.quirks.since_9)?;
         let action = (Action::Backup(Box::new(args)), "");
         self.run_actions(&[action], false).await?;
