@@ -24,7 +24,8 @@ pub(crate) struct Context<'p> {
 impl Context<'_> {
     /// Reports a value of the wrong type, unless it is a template whose value is not known yet.
     pub(crate) fn wrong<T>(&self, node: &Node, expected: &str) -> Option<T> {
-        if matches!(node.data, Data::Template(_)) && !self.expanded {
+        let is_template = matches!(node.data, Data::Template(_)) && !self.expanded;
+        if is_template || matches!(node.data, Data::Broken) {
             return None;
         }
         let message = format!("wrong type: {}", node.kind());
@@ -201,7 +202,7 @@ impl Decode for Value {
             Data::Bool(value) => Value::Bool(*value),
             Data::Number(number, _) => Value::Number(number.clone()),
             Data::Text(text) => Value::String(text.as_ref().to_owned()),
-            Data::Template(_) => return None,
+            Data::Template(_) | Data::Broken => return None,
             Data::List(_) => Value::Array(Vec::decode(node, context)?),
             Data::Map(_) => Value::Object(Map::decode(node, context)?),
         })

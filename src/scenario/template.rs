@@ -132,9 +132,12 @@ impl Expr {
             let value = scope.get(name)?;
             Some((name.to_string(), to_jinja(value)))
         });
-        compiled
-            .eval(Jinja::from_pairs(known))
-            .map_err(|error| describe(&error))
+        let value = compiled.eval(Jinja::from_pairs(known));
+        match value {
+            Ok(value) if value.is_undefined() => Err(format!("`{}` is undefined", self.source)),
+            Ok(value) => Ok(value),
+            Err(error) => Err(format!("bad template: {}", describe(&error))),
+        }
     }
 
     fn variable<'s>(&self, scope: &'s Scope<'_>) -> Result<&'s Value, String> {
@@ -155,13 +158,7 @@ impl Expr {
     pub(crate) fn truth(&self, scope: &Scope<'_>) -> Result<bool, String> {
         match &self.code {
             Code::Variable => Ok(to_jinja(self.variable(scope)?).is_true()),
-            Code::Compiled(compiled) => {
-                let value = self.run(compiled, scope)?;
-                if value.is_undefined() {
-                    return Err("the value is undefined".to_owned());
-                }
-                Ok(value.is_true())
-            }
+            Code::Compiled(compiled) => Ok(self.run(compiled, scope)?.is_true()),
         }
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Node {
 /// What a value is.
 #[derive(Clone, Debug)]
 pub(crate) enum Data {
+    /// What could not be read; it has been reported.
+    Broken,
     Null,
     Bool(bool),
     /// The number, and how it was spelled.
@@ -52,6 +54,7 @@ impl Node {
     /// What the value is, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match &self.data {
+            Data::Broken => "something unreadable",
             Data::Null => "nothing",
             Data::Bool(_) => "a boolean",
             Data::Number(..) => "a number",
@@ -97,6 +100,15 @@ impl Node {
         1 + match &self.data {
             Data::List(items) => items.iter().map(Node::count).sum(),
             Data::Map(entries) => entries.iter().map(|(_, value)| value.count()).sum(),
+            _ => 0,
+        }
+    }
+
+    /// How many maps and lists stand in one another here.
+    fn depth(&self) -> usize {
+        match &self.data {
+            Data::List(items) => 1 + items.iter().map(Node::depth).max().unwrap_or(0),
+            Data::Map(entries) => 1 + entries.iter().map(|(_, v)| v.depth()).max().unwrap_or(0),
             _ => 0,
         }
     }
@@ -242,6 +254,9 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
         };
         let node = node.clone();
         self.count(node.count(), at)?;
+        if self.depth + node.depth() > MAX_DEPTH {
+            return self.stop(too_deep(at));
+        }
         // Mistakes in it are shown where it is written, not where it is used.
         Ok(node)
     }
@@ -251,8 +266,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
         if self.depth <= MAX_DEPTH {
             return Ok(());
         }
-        let deep = Diagnostic::new(at, "nested too deep");
-        self.stop(deep.expected(format!("at most {MAX_DEPTH} maps and lists in one another")))
+        self.stop(too_deep(at))
     }
 
     fn list(&mut self, at: Pos) -> Result<Data, Stop> {
@@ -332,10 +346,15 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
                 let large = Diagnostic::new(at, message).width(text.chars().count());
                 self.problems
                     .push(large.hint("write it in quotes if it is a string"));
-                Data::Null
+                Data::Broken
             }
         })
     }
+}
+
+fn too_deep(at: Pos) -> Diagnostic {
+    let most = format!("at most {MAX_DEPTH} maps and lists in one another");
+    Diagnostic::new(at, "nested too deep").expected(most)
 }
 
 enum Resolved {
