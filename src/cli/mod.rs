@@ -75,6 +75,13 @@ pub fn execute(args: impl IntoIterator<Item = OsString>, terminal: &mut Terminal
     }
 }
 
+/// All commands and flags, for whoever documents them.
+pub fn interface() -> clap::Command {
+    let mut cli = <Cli as clap::CommandFactory>::command();
+    cli.build();
+    cli
+}
+
 fn command(command: &Command, terminal: &mut Terminal<'_>, runner: Runner) -> Result<Exit, Failure> {
     match command {
         Command::Run(args) => run::run(args, terminal, runner),

@@ -40,8 +40,7 @@ pub fn completions(shell: Shell, terminal: &mut Terminal<'_>) -> Result<Exit, Fa
 
 /// `backsim man`
 pub fn man(command: Option<&str>, terminal: &mut Terminal<'_>) -> Result<Exit, Failure> {
-    let mut cli = Cli::command();
-    cli.build();
+    let cli = super::interface();
     let page = match command {
         None => cli,
         Some(name) => {
