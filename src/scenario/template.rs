@@ -14,6 +14,9 @@ use serde_json::{Map, Number, Value};
 
 /// MiniJinja's fuel for one expression: some hundred thousand steps, some megabytes.
 const FUEL: u64 = 100_000;
+/// Bytes an expression may have: MiniJinja follows chains of operators by recursion, and a chain this
+/// long takes a small part of the smallest stack.
+const MAX_EXPR: usize = 2048;
 /// Bytes a string may have after expansion.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -88,6 +91,12 @@ impl Expr {
         if source.is_empty() {
             return Err("an empty expression".to_owned());
         }
+        if source.len() > MAX_EXPR {
+            let bytes = source.len();
+            return Err(format!(
+                "an expression of {bytes} bytes, at most {MAX_EXPR} are read"
+            ));
+        }
         if is_name(source) {
             return Ok(Expr {
                 source: Box::from(source),
@@ -121,6 +130,11 @@ impl Expr {
         self.variables
             .iter()
             .filter(|name| !self.guarded.contains(name))
+    }
+
+    /// The names it looks at.
+    pub(crate) fn variables(&self) -> &[Rc<str>] {
+        &self.variables
     }
 
     fn run(

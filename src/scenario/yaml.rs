@@ -141,11 +141,9 @@ pub(crate) fn parse(problems: &Problems) -> Option<Node> {
         anchors: Vec::new(),
         nodes: 0,
         depth: 0,
+        tag: Pos::default(),
     };
-    match reader.document() {
-        Ok(node) => Some(node),
-        Err(Stop) => None,
-    }
+    reader.document().ok()
 }
 
 /// A problem was told that makes reading on pointless.
@@ -158,6 +156,8 @@ struct Reader<'t, I: Iterator> {
     anchors: Vec<(usize, Node)>,
     nodes: usize,
     depth: usize,
+    /// Where the tag of the value read last begins.
+    tag: Pos,
 }
 
 type Item<'t> = Result<(Event<'t>, Span), serde_yaml::granit_parser::ScanError>;
@@ -170,7 +170,10 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
 
     fn next(&mut self) -> Result<(Event<'t>, Pos), Stop> {
         match self.events.next() {
-            Some(Ok((event, span))) => Ok((event, pos(span.start))),
+            Some(Ok((event, span))) => {
+                self.tag = pos(span.tag_start.unwrap_or(span.start));
+                Ok((event, pos(span.start)))
+            }
             Some(Err(error)) => {
                 let message = format!("invalid YAML: {}", error.info());
                 self.stop(Diagnostic::new(pos(*error.marker()), message))
@@ -219,11 +222,11 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
                 (anchor, self.scalar(text, style, tag.as_deref(), at)?)
             }
             Event::SequenceStart(_, anchor, tag) => {
-                self.no_tag(tag.as_deref(), "seq", at);
+                self.no_tag(tag.as_deref(), "seq");
                 (anchor, self.list(at)?)
             }
             Event::MappingStart(_, anchor, tag) => {
-                self.no_tag(tag.as_deref(), "map", at);
+                self.no_tag(tag.as_deref(), "map");
                 (anchor, self.map(at)?)
             }
             Event::Alias(id) => return self.alias(id, at),
@@ -315,12 +318,13 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
         Ok(Data::Map(entries))
     }
 
-    fn no_tag(&self, tag: Option<&Tag>, standard: &str, at: Pos) {
+    fn no_tag(&self, tag: Option<&Tag>, standard: &str) {
         if let Some(tag) = tag
             && !(tag.is_yaml_core_schema_tag(standard))
         {
-            let message = format!("unknown tag `{tag}`");
-            self.problems.push(Diagnostic::new(at, message));
+            let mistake = Diagnostic::new(self.tag, format!("unknown tag `{tag}`"));
+            self.problems
+                .push(mistake.width(tag.to_string().chars().count()));
         }
     }
 
@@ -333,7 +337,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
     ) -> Result<Data, Stop> {
         let is_string = tag.is_some_and(|tag| tag.is_yaml_core_schema_tag("str"));
         if !is_string {
-            self.no_tag(tag, "", at);
+            self.no_tag(tag, "");
         }
         if is_string || style != ScalarStyle::Plain {
             return Ok(Data::Text(Rc::from(&*text)));
