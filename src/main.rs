@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    backsim::cli::main(backsim::cli::engine::simulate)
+    backsim::cli::main(backsim::cli::engine::simulated)
 }

@@ -9,14 +9,16 @@ use std::cell::RefCell;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Once;
 
 use crate::quirks::Compat;
 use crate::scenario::Case;
 use crate::scenario::ast::{Outcome, Storage};
 use crate::scenario::backend::RunErrorKind;
-use crate::scenario::run::Ending;
-use crate::scenario::transcript::Transcript;
+use crate::scenario::run::{CaseOutcome, Ending};
+use crate::scenario::simulate::{SimOptions, simulate};
+use crate::sim::Sim;
 use crate::sim::trace::Stamped;
 
 /// What a run needs to know besides its case.
@@ -31,22 +33,31 @@ pub struct RunOptions {
 /// What a run gave.
 #[derive(Clone, Debug)]
 pub struct CaseRun {
-    /// The transcript up to the end.
-    pub transcript: Transcript,
-    /// How it ended.
-    pub ending: Ending,
+    /// The transcript up to the end, and how it ended.
+    pub outcome: CaseOutcome,
     /// What happened, if it was asked for.
     pub trace: Vec<Stamped>,
+    /// What the machines of the case wrote to their standard error.
+    pub stderr: String,
 }
 
-/// Carries out a case.
-pub type Runner = fn(&Case, &RunOptions) -> CaseRun;
+/// Carries out a case. An error means that its images can't be kept where they should, in words.
+pub type Runner = fn(&Case, &RunOptions) -> Result<CaseRun, String>;
 
-/// The simulated QEMU.
-pub fn simulate(case: &Case, _options: &RunOptions) -> CaseRun {
-    let why = "the simulator is not wired in yet".to_owned();
-    let ending = Ending::Failed { line: case.line, kind: RunErrorKind::Machine, why };
-    CaseRun { transcript: Transcript::default(), ending, trace: Vec::new() }
+/// Carries out a case on the simulated QEMU.
+pub fn simulated(case: &Case, options: &RunOptions) -> Result<CaseRun, String> {
+    let trace = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&trace);
+    let subscribe = move |sim: &Sim| sim.trace().subscribe(move |event| seen.borrow_mut().push(event.clone()));
+    let run = simulate(
+        case,
+        SimOptions {
+            directory: options.dir.clone(),
+            observe: options.trace.then(|| Box::new(subscribe) as Box<dyn FnOnce(&Sim)>),
+            ..SimOptions::default()
+        },
+    )?;
+    Ok(CaseRun { outcome: run.outcome, trace: trace.take(), stderr: run.stderr })
 }
 
 /// What the command line says against a scenario's own settings.

@@ -100,16 +100,18 @@ impl Session {
         let result = guarded(|| runner(case, &options));
         progress.hide(terminal)?;
         let run = match result {
-            Ok(run) => run,
+            Ok(Ok(run)) => run,
+            Ok(Err(why)) => return Err(Message::mistake(why).at(format!("{file}:{}", case.line)).into()),
             Err(defect) => {
                 self.exit = self.exit.max(Exit::Broken);
                 writeln!(terminal.err, "{file}:{}: case `{}`: {defect}", case.line, case.name)?;
                 return Ok(());
             }
         };
-        terminal.out.write_all(run.transcript.text().as_bytes())?;
+        terminal.out.write_all(run.outcome.transcript.text().as_bytes())?;
         terminal.out.flush()?;
-        if let Some(complaint) = judge(case, &run.ending) {
+        terminal.err.write_all(run.stderr.as_bytes())?;
+        if let Some(complaint) = judge(case, &run.outcome.ending) {
             self.exit = self.exit.max(Exit::Different);
             writeln!(terminal.err, "{file}:{}: case `{}`: {}", complaint.line, case.name, complaint.what)?;
         }

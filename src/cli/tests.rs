@@ -9,14 +9,14 @@ use crate::report::Style;
 use crate::scenario::Case;
 use crate::scenario::ast::Verb;
 use crate::scenario::backend::RunErrorKind;
-use crate::scenario::run::Ending;
+use crate::scenario::run::{CaseOutcome, Ending};
 use crate::scenario::transcript::Transcript;
 
 use super::engine::{CaseRun, RunOptions};
 use super::exit::Exit;
 use super::terminal::Terminal;
 
-fn echo(case: &Case, options: &RunOptions) -> CaseRun {
+fn echo(case: &Case, options: &RunOptions) -> Result<CaseRun, String> {
     let mut transcript = Transcript::default();
     let mut ending = Ending::Passed;
     for step in case.steps.iter() {
@@ -32,7 +32,7 @@ fn echo(case: &Case, options: &RunOptions) -> CaseRun {
     if let Some(dir) = &options.dir {
         fs::write(dir.join("PID-img"), "an image").expect("the runner's directory exists");
     }
-    CaseRun { transcript, ending, trace: Vec::new() }
+    Ok(CaseRun { outcome: CaseOutcome { transcript, ending }, trace: Vec::new(), stderr: String::new() })
 }
 
 /// A project in a directory of its own.

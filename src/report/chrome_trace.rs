@@ -1,8 +1,9 @@
 //! What happened in a run as Chrome trace-event JSON, which ui.perfetto.dev opens.
 //!
 //! Each case is a process; its lanes are threads: the scenario's steps, the monitor, one lane a job, one a
-//! node (several where its requests overlap). Virtual nanoseconds are shown as microseconds with three
-//! decimals, the format's unit. Must never depend on anything but the events.
+//! node (several where its requests overlap). Virtual time stands still while nothing waits for a device, so
+//! events of one moment are shown a nanosecond apart, in their order; `time` has the true one. Must never
+//! depend on anything but the events.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -59,11 +60,12 @@ struct Lanes<'a> {
     names: BTreeMap<Lane, u32>,
 }
 
-/// A request that has not ended yet.
+/// Something that has begun and not ended yet.
 struct Open {
-    begin: Nanos,
     lane: Lane,
-    name: &'static str,
+    name: String,
+    /// Where it is shown to begin, ns.
+    begin: Nanos,
     details: Value,
 }
 
@@ -99,71 +101,79 @@ impl Lanes<'_> {
         tid
     }
 
-    /// A stretch of time with a name.
-    fn span(&mut self, lane: Lane, name: &str, begin: Nanos, end: Nanos, details: &Value) {
+    /// Something that lasted until it was shown to end at `end`.
+    fn span(&mut self, open: Open, end: Nanos) {
+        let Open { lane, name, begin, details } = open;
         let (pid, tid) = (self.trace.cases, self.lane(lane));
-        let (ts, dur) = (microseconds(begin), microseconds(end.saturating_sub(begin)));
+        let (ts, dur) = (microseconds(begin), microseconds(end - begin));
         let event = json!({"ph": "X", "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": details});
         self.trace.push(&event);
     }
 
-    /// A moment with a name.
-    fn instant(&mut self, lane: Lane, name: &str, time: Nanos, details: &Value) {
+    /// A moment with a name, shown at `at`.
+    fn instant(&mut self, lane: Lane, name: &str, at: Nanos, details: &Value) {
         let (pid, tid) = (self.trace.cases, self.lane(lane));
-        let ts = microseconds(time);
+        let ts = microseconds(at);
         let event = json!({"ph": "i", "s": "t", "name": name, "pid": pid, "tid": tid, "ts": ts, "args": details});
         self.trace.push(&event);
     }
 
     fn events(&mut self, events: &[Stamped]) {
-        let end = events.last().map_or(0, |event| event.time);
         let mut requests: BTreeMap<u64, Open> = BTreeMap::new();
-        // What each lane of states shows now, and since when.
-        let mut steps: Option<(String, Nanos, Value)> = None;
-        let mut jobs: BTreeMap<String, (&'static str, Nanos)> = BTreeMap::new();
-        for Stamped { time, task, event } in events {
-            let task = task.as_deref();
+        // What the lanes that always show a state show now: the steps, and each job.
+        let mut states: BTreeMap<Lane, Open> = BTreeMap::new();
+        let mut at = 0;
+        for (index, Stamped { time, task, event }) in events.iter().enumerate() {
+            at = if index == 0 { *time } else { (*time).max(at + 1) };
+            let (time, task) = (*time, task.as_deref());
             match event {
                 TraceEvent::RequestBegin { id, node, operation, offset, bytes } => {
                     let lane = free_lane(&requests, node);
-                    let details = json!({"offset": offset, "bytes": bytes, "task": task});
-                    requests.insert(*id, Open { begin: *time, lane, name: operation, details });
+                    let details = json!({"time": time, "offset": offset, "bytes": bytes, "task": task});
+                    let name = (*operation).to_owned();
+                    requests.insert(*id, Open { lane, name, begin: at, details });
                 }
                 TraceEvent::RequestEnd { id, error } => {
                     let Some(mut open) = requests.remove(id) else { continue };
                     if *error != 0 {
                         open.details["error"] = json!(error);
                     }
-                    self.span(open.lane, open.name, open.begin, *time, &open.details);
+                    self.span(open, at);
                 }
                 TraceEvent::JobStatus { id, status } => {
-                    if let Some((status, begin)) = jobs.insert(id.to_string(), (status, *time)) {
-                        self.span(Lane::Job(id.to_string()), status, begin, *time, &json!({}));
-                    }
-                }
-                TraceEvent::QmpEvent { name } => {
-                    self.instant(Lane::Monitor, name, *time, &json!({"task": task}));
+                    let lane = Lane::Job(id.to_string());
+                    let name = (*status).to_owned();
+                    self.state(&mut states, Open { lane, name, begin: at, details: json!({"time": time}) });
                 }
                 TraceEvent::Step { line, text } => {
-                    let next = (text.to_string(), *time, json!({"line": line, "task": task}));
-                    if let Some((text, begin, details)) = steps.replace(next) {
-                        self.span(Lane::Steps, &text, begin, *time, &details);
-                    }
+                    let details = json!({"time": time, "line": line, "task": task});
+                    self.state(&mut states, Open { lane: Lane::Steps, name: text.to_string(), begin: at, details });
+                }
+                TraceEvent::QmpEvent { name } => {
+                    self.instant(Lane::Monitor, name, at, &json!({"time": time, "task": task}));
                 }
                 TraceEvent::Blkdebug { node, event } => {
-                    self.instant(Lane::Node(node.to_string(), 0), event, *time, &json!({"task": task}));
+                    let lane = Lane::Node(node.to_string(), 0);
+                    self.instant(lane, event, at, &json!({"time": time, "task": task}));
                 }
             }
         }
-        if let Some((text, begin, details)) = steps {
-            self.span(Lane::Steps, &text, begin, end, &details);
+        for open in states.into_values() {
+            self.span(open, at);
         }
-        for (id, (status, begin)) in jobs {
-            self.span(Lane::Job(id), status, begin, end, &json!({}));
-        }
-        for (_, mut open) in requests {
+        for mut open in requests.into_values() {
             open.details["unfinished"] = json!(true);
-            self.span(open.lane, open.name, open.begin, end, &open.details);
+            self.span(open, at);
+        }
+    }
+
+    /// Ends the state that the lane of `next` shows, and begins `next`.
+    fn state(&mut self, states: &mut BTreeMap<Lane, Open>, next: Open) {
+        let begin = next.begin;
+        // The lane gets its place when it is first heard of, not when its first state ends.
+        self.lane(next.lane.clone());
+        if let Some(last) = states.insert(next.lane.clone(), next) {
+            self.span(last, begin);
         }
     }
 }
@@ -183,4 +193,36 @@ fn free_lane(requests: &BTreeMap<u64, Open>, node: &str) -> Lane {
 /// Nanoseconds as the format's unit, exactly up to 104 days.
 fn microseconds(time: Nanos) -> Value {
     if time % 1000 == 0 { json!(time / 1000) } else { json!(time as f64 / 1000.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(time: Nanos, event: TraceEvent) -> Stamped {
+        Stamped { time, task: Some("guest".into()), event }
+    }
+
+    #[test]
+    fn a_run_is_shown_in_lanes() {
+        let begin =
+            |id, offset| TraceEvent::RequestBegin { id, node: "drive0".into(), operation: "write", offset, bytes: 512 };
+        let job = |status| TraceEvent::JobStatus { id: "backup".into(), status };
+        let events = [
+            at(0, TraceEvent::Step { line: 3, text: "execute".into() }),
+            at(0, begin(0, 0)),
+            at(0, begin(1, 4096)),
+            at(0, job("created")),
+            at(2500, TraceEvent::RequestEnd { id: 0, error: 5 }),
+            at(2500, job("running")),
+            at(2500, TraceEvent::QmpEvent { name: "JOB_STATUS_CHANGE" }),
+        ];
+        let mut trace = ChromeTrace::default();
+        trace.case("a", &events);
+        let text = trace.finish();
+        assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
+        let shown: Vec<&str> = text.lines().filter(|line| !line.contains("sort_index")).collect();
+        let golden = include_str!("chrome_trace_golden.json").lines().collect::<Vec<_>>();
+        assert_eq!(shown, golden, "\n{}", shown.join("\n"));
+    }
 }

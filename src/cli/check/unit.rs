@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cli::engine::{Overrides, RunOptions, Runner, guarded};
-use crate::cli::error::Failure;
+use crate::cli::error::{Failure, Message};
 use crate::cli::images::Images;
 use crate::cli::select;
 use crate::quirks::Compat;
@@ -55,7 +55,14 @@ fn version(file: &Path, cases: &[Case], compat: Compat, runner: Runner) -> Resul
         let place = Images::Temporary.place("", case)?;
         let options = RunOptions { dir: place.as_ref().map(|place| place.path().to_owned()), trace: false };
         let case: &Case = case;
-        runs.push(guarded(|| runner(case, &options)));
+        runs.push(match guarded(|| runner(case, &options)) {
+            Ok(Ok(run)) => Ok(run.outcome),
+            Ok(Err(why)) => {
+                let place = format!("{}:{}", file.display(), case.line);
+                return Err(Message::mistake(why).at(place).into());
+            }
+            Err(defect) => Err(defect),
+        });
     }
     let comparison = compare(&file.display().to_string(), &cases, &runs, text.as_deref());
     let marked = cases.iter().any(|case| case.settings.expected_failure.is_some());

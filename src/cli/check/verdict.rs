@@ -2,9 +2,10 @@
 //!
 //! Takes what came out and what was expected, and decides. Must never write, print or run anything.
 
-use crate::cli::engine::{CaseRun, Complaint, Defect, judge};
+use crate::cli::engine::{Complaint, Defect, judge};
 use crate::report::{Difference, difference};
 use crate::scenario::Case;
+use crate::scenario::run::CaseOutcome;
 
 /// What became of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub struct Comparison {
 const BROKEN: &str = "(backsim broke here)\n";
 
 /// Compares the runs of `cases` with `expected`; `file` is the scenario's name in messages.
-pub fn compare(file: &str, cases: &[Case], runs: &[Result<CaseRun, Defect>], expected: Option<&str>) -> Comparison {
+pub fn compare(file: &str, cases: &[Case], runs: &[Result<CaseOutcome, Defect>], expected: Option<&str>) -> Comparison {
     let mut actual = String::new();
     // The line of the whole transcript, from 0, at which each case begins.
     let mut starts = Vec::with_capacity(cases.len());
@@ -89,7 +90,7 @@ pub fn compare(file: &str, cases: &[Case], runs: &[Result<CaseRun, Defect>], exp
     Comparison { cases: judged.collect(), difference, actual }
 }
 
-fn verdict(case: &Case, run: &Result<CaseRun, Defect>, is_expected: bool, differs: bool) -> Verdict {
+fn verdict(case: &Case, run: &Result<CaseOutcome, Defect>, is_expected: bool, differs: bool) -> Verdict {
     let complaint = match run {
         Err(defect) => return Verdict::Broken(defect.clone()),
         Ok(run) => judge(case, &run.ending),
