@@ -10,7 +10,7 @@ use crate::scenario::Case;
 use crate::scenario::backend::RunErrorKind;
 use crate::scenario::run::{CaseOutcome, Ending, Recorder, run_recorded};
 
-use super::real::{RealOptions, RealQemu, Trouble, TroubleKind};
+use super::real::{RealOptions, RealQemu, Trouble};
 
 /// A case done by a real QEMU.
 #[derive(Clone, Debug)]
@@ -39,13 +39,9 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
         }
     };
     let recorder = Recorder::default();
-    let ending = {
-        let run = pin!(run_recorded(&backend, case, &recorder));
-        // Every method of the backend blocks, so the first poll is the last one.
-        match run.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => outcome.ending,
-            Poll::Pending => failed(case, "the run waits for nothing".to_owned()),
-        }
+    let ending = match ready(run_recorded(&backend, case, &recorder)) {
+        Some(outcome) => outcome.ending,
+        None => failed(case, "the run waits for nothing".to_owned()),
     };
     let trouble = backend.trouble();
     // The machine must be gone before its directory is.
@@ -58,6 +54,14 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
         },
         trouble,
         kept,
+    }
+}
+
+/// The result of a future of the real backend: every method blocks, so the first poll is the last one.
+pub(super) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => None,
     }
 }
 
@@ -86,13 +90,9 @@ fn never_began(case: &Case, why: String) -> RealRun {
         transcript: Recorder::default().transcript(),
         ending: failed(case, why.clone()),
     };
-    let trouble = Trouble {
-        kind: TroubleKind::Surroundings(why),
-        output: String::new(),
-    };
     RealRun {
         outcome,
-        trouble: Some(trouble),
+        trouble: Some(Trouble::surroundings(why)),
         kept: None,
     }
 }

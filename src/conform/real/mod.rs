@@ -73,10 +73,7 @@ impl RealQemu {
                 "{} can't be used: QEMU gives a meaning to some character of its name (set TMPDIR)",
                 dir.display()
             );
-            Trouble {
-                kind: TroubleKind::Surroundings(why),
-                output: String::new(),
-            }
+            Trouble::surroundings(why)
         })?;
         Ok(RealQemu(Rc::new(Shared {
             options: options.clone(),
@@ -107,10 +104,7 @@ impl RealQemu {
     }
 
     fn surroundings(&self, why: String) -> RunError {
-        self.end(Trouble {
-            kind: TroubleKind::Surroundings(why),
-            output: String::new(),
-        })
+        self.end(Trouble::surroundings(why))
     }
 
     /// Does `work` with the machine.

@@ -15,6 +15,16 @@ pub struct Trouble {
     pub output: String,
 }
 
+impl Trouble {
+    /// The surroundings failed, for the reason `why`; nothing was printed.
+    pub(in crate::conform) fn surroundings(why: String) -> Trouble {
+        Trouble {
+            kind: TroubleKind::Surroundings(why),
+            output: String::new(),
+        }
+    }
+}
+
 /// The kinds of trouble.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TroubleKind {
