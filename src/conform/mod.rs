@@ -4,6 +4,7 @@
 //! compares and shrinks. This is the one part of backsim that lives in real time, with processes and threads;
 //! must never be used by what runs under the simulator.
 
+mod command;
 mod guard;
 pub mod real;
 mod real_run;
@@ -12,7 +13,9 @@ pub mod skip;
 mod tools;
 mod trial;
 mod verdict;
+mod workers;
 
+pub use command::{ConformError, ConformOptions, GenerateOptions, Status, command};
 pub use real_run::{RealRun, run_real};
 pub use tools::{Qemu, QemuError, Version};
 pub use trial::{CaseReport, Model, Repeat, Trial};

@@ -68,12 +68,10 @@ impl Trial<'_> {
             report.verdict = Verdict::Skipped { why };
             return report;
         }
-        let mut case = case.clone();
-        case.settings.compat = Compatibility(self.qemu.compat());
-        let model = ask(self.model, &case);
+        let model = self.model(case);
         let mut runs = Vec::new();
         for _ in 0..self.repeat.runs.max(1) {
-            let run = run_real(&self.qemu.options, &case, self.keep);
+            let run = run_real(&self.qemu.options, case, self.keep);
             report.kept.extend(run.kept);
             runs.push(RealSide {
                 side: run.outcome.into(),
@@ -85,6 +83,13 @@ impl Trial<'_> {
             }
         }
         report
+    }
+
+    /// What the model makes of `case` under the real QEMU's compat.
+    pub fn model(&self, case: &Case) -> Side {
+        let mut case = case.clone();
+        case.settings.compat = Compatibility(self.qemu.compat());
+        ask(self.model, &case)
     }
 }
 

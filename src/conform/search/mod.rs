@@ -1,6 +1,6 @@
 //! The search for differences: generate, compare, shrink, for as many scenarios as one likes.
 //!
-//! Which scenarios there are is a function of the seed alone; two workers do them in any order. Must never
+//! Which scenarios there are is a function of the seed alone; so is the order of the results. Must never
 //! lose a difference: each is written to a directory with all that is needed to look at it.
 
 mod parts;
@@ -8,15 +8,20 @@ mod shrink;
 mod summary;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use crate::scenario::parse;
+use crate::scenario::run::Ending;
 
 use self::shrink::shrink;
 pub use self::summary::{Counts, Summary};
-use super::trial::{CaseReport, Model, Repeat, Trial};
-use super::verdict::{Difference, Verdict};
+use super::trial::{CaseReport, Repeat, Trial};
+use super::verdict::{Difference, Side, Verdict};
+use super::workers::in_order;
+
+/// How long the shrinking of one difference may take: a scenario in which QEMU waits in vain costs 20
+/// seconds a run.
+const LONGEST_SHRINK: Duration = Duration::from_secs(180);
 
 /// Makes the text of a scenario: the same for the same seed and family on every machine.
 pub type Generate<'g> = dyn Fn(u64, &str) -> String + Sync + 'g;
@@ -63,33 +68,14 @@ pub struct Search<'s> {
 }
 
 impl Search<'_> {
-    /// Does the search. `progress` is told each scenario as it is done, with the counts so far, and ends the
-    /// search by giving false.
+    /// Does the search. `progress` is told of each scenario in the order of the seeds, with the counts so
+    /// far, and ends the search by giving false.
     pub fn run(&self, options: &SearchOptions, progress: &mut dyn FnMut(&Done, &Summary) -> bool) -> Summary {
-        let next = AtomicU64::new(0);
-        let stop = AtomicBool::new(false);
-        let (sender, done) = mpsc::channel();
         let mut summary = Summary::new(&options.families);
-        std::thread::scope(|scope| {
-            for _ in 0..options.jobs.max(1) {
-                let sender = sender.clone();
-                scope.spawn(|| {
-                    let sender = sender;
-                    while !stop.load(Ordering::Relaxed) {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        if index >= options.count || sender.send(self.one(options, index)).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-            drop(sender);
-            for done in done {
-                summary.count(&done);
-                if !progress(&done, &summary) {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
+        let work = |index| self.one(options, index);
+        in_order(options.count, options.jobs, work, |done| {
+            summary.count(&done);
+            progress(&done, &summary)
         });
         summary
     }
@@ -176,21 +162,32 @@ impl Search<'_> {
             ..*self
         };
         let signature = difference.signature();
+        let deadline = Instant::now() + LONGEST_SHRINK;
         let mut smallest = difference.clone();
-        let valid = |text: &str| parse("scenario.yaml", text).is_ok_and(|scenario| scenario.cases().is_ok());
-        let shrunk = shrink(
-            text,
-            options.shrink_budget,
-            &valid,
-            &mut |text| match once.verdict(text) {
+        // The model is asked first, for nothing: real QEMU need not wait for what will never come.
+        let valid = |text: &str| self.model_ends_like(text, &difference.model);
+        let shrunk = shrink(text, options.shrink_budget, &valid, &mut |text| {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            match once.verdict(text) {
                 Ok(Verdict::Different(found)) if found.signature() == signature => {
                     smallest = found;
                     true
                 }
                 _ => false,
-            },
-        );
+            }
+        });
         (shrunk.text, Some(smallest))
+    }
+}
+
+impl Search<'_> {
+    /// Whether `text` is a scenario in which the model passes if `side` did, and fails if that did.
+    fn model_ends_like(&self, text: &str, side: &Side) -> bool {
+        let passed = |side: &Side| side.ending == Ending::Passed;
+        let cases = parse("scenario.yaml", text).and_then(|scenario| scenario.cases());
+        cases.is_ok_and(|cases| cases.iter().any(|case| passed(&self.trial.model(case)) == passed(side)))
     }
 }
 
