@@ -1,1 +1,2 @@
 //! (founding skeleton: the conform layer)
+pub mod generate;
