@@ -32,10 +32,17 @@ impl Qcow2 {
 
     /// Gives the image up in a clean state (`qcow2_inactivate`); false if something failed.
     pub async fn inactivate(self: &Rc<Self>, block: &Rc<Block>) -> bool {
-        if self.read_only.get() {
-            return true;
-        }
         let mut clean = true;
+        if let Err(reason) = self.store_bitmaps(block, true).await {
+            let (program, name) = (block.program, block.node(self.node).name.clone());
+            block.report_stderr(format!(
+                "{program}: Lost persistent bitmaps during inactivation of node '{name}': {reason}"
+            ));
+            clean = false;
+        }
+        if self.read_only.get() {
+            return clean;
+        }
         if let Err(error) = self.cache_flush(block, &self.l2_cache).await {
             block.report_stderr(format!("{}: Failed to flush the L2 block cache: {error}", block.program));
             clean = false;

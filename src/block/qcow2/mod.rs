@@ -14,13 +14,15 @@
 //! | `l2` | guest offset to host offset |
 //! | `read`, `write`, `inflight`, `link`, `zero`, `compressed`, `pool` | guest requests |
 //! | `overlap` | no write may hit foreign metadata; corruption |
-//! | `resize`, `bitmaps`, `bitmap_format`, `snapshot`, `check` | everything else |
+//! | `resize`, `bitmaps`, `bitmap_store`, `bitmap_format`, `snapshot`, `check` | everything else |
 //!
 //! Nothing here may panic on any image's bytes, and nothing writes to the file but through
 //! [`Block`]. Guest data are never materialised, only cut and joined.
 
-mod pending;
 mod alloc;
+mod bitmap_format;
+mod bitmap_store;
+mod bitmaps;
 mod cache;
 mod cache_io;
 mod close;
@@ -94,8 +96,6 @@ pub struct Qcow2 {
     discards: RefCell<Vec<(u64, u64)>>,
     /// Holes are collected until the end of the operation.
     cache_discards: Cell<bool>,
-    /// A guest's discard is passed to the file.
-    pass_discard_request: Cell<bool>,
     lazy_refcounts: bool,
     snapshots: RefCell<SnapshotTable>,
     read_only: Cell<bool>,
@@ -173,7 +173,6 @@ impl Qcow2 {
             in_flight: RefCell::default(),
             discards: self.discards.clone(),
             cache_discards: self.cache_discards.clone(),
-            pass_discard_request: self.pass_discard_request.clone(),
             lazy_refcounts: self.lazy_refcounts,
             snapshots: self.snapshots.clone(),
             read_only: self.read_only.clone(),

@@ -96,7 +96,6 @@ impl Qcow2 {
             in_flight: RefCell::default(),
             discards: RefCell::default(),
             cache_discards: Cell::new(false),
-            pass_discard_request: Cell::new(options.pass_discard_request.unwrap_or_else(|| open_node.discard_unmap())),
             lazy_refcounts: options.lazy_refcounts.unwrap_or(header.compatible & COMPAT_LAZY_REFCOUNTS != 0),
             snapshots: RefCell::new(snapshots),
             read_only: Cell::new(flags.read_only),
@@ -105,7 +104,9 @@ impl Qcow2 {
             extras: RefCell::new(found.extras),
             header: RefCell::new(header),
         });
-        image.finish_open(block, flags, rewrite, dirty).await?;
+        image.finish_open(block, flags, rewrite, dirty).await.inspect_err(|_| {
+            *open_node.bitmaps.borrow_mut() = Default::default();
+        })?;
         let size = image.virtual_size();
         if size > i64::MAX as u64 {
             return Err("Could not refresh total sector count: File too large".to_owned());
@@ -123,7 +124,8 @@ impl Qcow2 {
         dirty: bool,
     ) -> Result<(), String> {
         let _ = dirty;
-        if rewrite && !flags.read_only {
+        let rewritten = self.load_bitmaps(block).await?;
+        if rewrite && !rewritten && !flags.read_only {
             let updated = self.update_header(block).await;
             updated.map_err(|error| format!("Could not update qcow2 header: {error}"))?;
         }

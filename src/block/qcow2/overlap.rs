@@ -11,7 +11,7 @@ use crate::block::{Block, BoxFuture, Driver, Notice};
 use crate::errno::{Errno, Res};
 
 use super::Qcow2;
-use super::header::INCOMPAT_CORRUPT;
+use super::header::{AUTOCLEAR_BITMAPS, INCOMPAT_CORRUPT};
 use super::layout::{ENTRY_BYTES, L1E_OFFSET_MASK, REFT_OFFSET_MASK};
 
 /// A kind of metadata that a write can hit (`QCow2MetadataOverlap`).
@@ -100,7 +100,8 @@ impl Qcow2 {
             return Some(Area::InactiveL1);
         }
         let bitmaps = self.extras.borrow().bitmaps;
-        if !own(Area::BitmapDirectory) && bitmaps.count > 0 && hit(bitmaps.directory_offset, bitmaps.directory_size) {
+        let holds = self.header.borrow().autoclear & AUTOCLEAR_BITMAPS != 0;
+        if !own(Area::BitmapDirectory) && holds && hit(bitmaps.directory_offset, bitmaps.directory_size) {
             return Some(Area::BitmapDirectory);
         }
         None

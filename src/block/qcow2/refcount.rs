@@ -181,7 +181,7 @@ impl Qcow2 {
         if new == 0 {
             // Tables in freed clusters must not be written any more.
             self.forget_tables_at(range_start, current);
-            if self.passes_discard(discard) {
+            if self.passes_discard(block, discard) {
                 self.queue_discard(at, self.geo.cluster_size());
             }
         }
@@ -242,11 +242,14 @@ impl Qcow2 {
         }
     }
 
-    fn passes_discard(&self, discard: DiscardType) -> bool {
+    /// Whether the host gets clusters back that are freed for this reason.
+    pub(super) fn passes_discard(&self, block: &Block, discard: DiscardType) -> bool {
         match discard {
             DiscardType::Never => false,
             DiscardType::Always => true,
-            DiscardType::Request => self.pass_discard_request.get(),
+            DiscardType::Request => {
+                self.options.pass_discard_request.unwrap_or_else(|| block.node(self.node).discard_unmap())
+            }
             DiscardType::Snapshot => self.options.pass_discard_snapshot,
             DiscardType::Other => self.options.pass_discard_other,
         }

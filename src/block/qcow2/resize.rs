@@ -39,6 +39,7 @@ impl Qcow2 {
         if self.geo.version < 3 && !self.snapshots.borrow().list.is_empty() {
             return Err("Can't resize a v2 image which has snapshots".to_owned());
         }
+        self.check_bitmaps_for_resize(block).await?;
         let old_size = self.virtual_size();
         let l1_entries = self.geo.l1_entries(size);
         let failed = |what: &str, error: Errno| format!("{what}: {error}");

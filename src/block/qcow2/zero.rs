@@ -145,7 +145,7 @@ impl Qcow2 {
             };
             if !self.keeps_reference(old, what) {
                 self.free_entry(block, old, discard).await;
-            } else if self.pass_discard_request.get() {
+            } else if self.passes_discard(block, DiscardType::Request) {
                 let host = old & super::layout::L2E_OFFSET_MASK;
                 self.queue_discard(host, self.geo.cluster_size());
             }
