@@ -52,6 +52,8 @@ pub struct GenerateOptions {
     pub out: PathBuf,
     /// How many runs of real QEMU the shrinking of one difference may cost.
     pub shrink_budget: u32,
+    /// How many differences are shrunk.
+    pub shrink_most: u64,
 }
 
 /// How the comparison came out.
@@ -299,6 +301,7 @@ fn generated(
         jobs: options.jobs,
         out: wanted.out.clone(),
         shrink_budget: wanted.shrink_budget,
+        shrink_most: wanted.shrink_most,
     };
     let mut written = Ok(());
     let summary = search.run(&search_options, &mut |done, summary| {

@@ -10,6 +10,7 @@ use crate::scenario::Case;
 use crate::scenario::backend::RunErrorKind;
 use crate::scenario::run::{CaseOutcome, Ending, Recorder, run_recorded};
 
+use super::guard;
 use super::real::{RealOptions, RealQemu, Trouble};
 
 /// A case done by a real QEMU.
@@ -29,6 +30,7 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
         Ok(dir) => dir,
         Err(error) => return never_began(case, format!("no directory for the run: {error}")),
     };
+    let _guarded = keep.is_none().then(|| guard::Directory::new(dir.path()));
     let backend = match RealQemu::new(options, dir.path()) {
         Ok(backend) => backend,
         Err(trouble) => {
@@ -46,7 +48,13 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
     let trouble = backend.trouble();
     // The machine must be gone before its directory is.
     drop(backend);
-    let kept = keep.map(|_| dir.keep());
+    let kept = match keep {
+        Some(_) => Some(dir.keep()),
+        None => {
+            drop(dir);
+            None
+        }
+    };
     RealRun {
         outcome: CaseOutcome {
             transcript: recorder.transcript(),

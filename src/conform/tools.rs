@@ -178,6 +178,7 @@ impl Qemu {
             qemu,
             qemu_img,
             patience,
+            longest_wait: None,
         };
         let (version, package) = probe(&options)?;
         Ok(Qemu {

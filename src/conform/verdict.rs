@@ -182,23 +182,27 @@ fn alike(one: &RealSide, other: &RealSide) -> bool {
 }
 
 fn agrees(run: &RealSide, model: &Side) -> bool {
-    run.side.transcript == model.transcript
-        && same_place(&run.side.ending, &model.ending)
-        && match (&run.trouble, &model.ending) {
-            (None, Ending::Failed { kind, .. }) => match &run.side.ending {
-                // Nothing goes on: QEMU can't tell that from a wait which is in vain.
-                Ending::Failed { kind: real, .. } => real == kind || *kind == RunErrorKind::Deadlock,
-                Ending::Passed => false,
-            },
-            (None, Ending::Passed) => true,
-            // A model that knows of QEMU's own failures ends there, too.
-            (Some(trouble), Ending::Failed { kind, .. }) => match trouble.kind {
-                TroubleKind::Died(_) => *kind == RunErrorKind::Machine,
-                TroubleKind::Hung { .. } => *kind == RunErrorKind::Deadlock,
-                _ => false,
-            },
-            (Some(_), Ending::Passed) => false,
+    if run.side.transcript != model.transcript {
+        return false;
+    }
+    let kind = match &model.ending {
+        Ending::Passed => return run.trouble.is_none() && run.side.ending == Ending::Passed,
+        Ending::Failed { kind, .. } => *kind,
+    };
+    match (&run.trouble, kind) {
+        // A model in which nothing can go on any more; a real QEMU is waited for until patience ends.
+        (None, RunErrorKind::Deadlock) => matches!(run.side.ending, Ending::Failed { .. }),
+        (Some(trouble), RunErrorKind::Deadlock) => matches!(trouble.kind, TroubleKind::Hung { .. }),
+        // A model that knows of an assertion in QEMU ends there, too.
+        (Some(trouble), RunErrorKind::Machine) => {
+            matches!(trouble.kind, TroubleKind::Died(_)) && same_place(&run.side.ending, &model.ending)
         }
+        (Some(_), RunErrorKind::Failed) => false,
+        (None, kind) => {
+            let real = matches!(&run.side.ending, Ending::Failed { kind: real, .. } if *real == kind);
+            real && same_place(&run.side.ending, &model.ending)
+        }
+    }
 }
 
 /// Whether two runs ended at the same step.

@@ -37,6 +37,8 @@ pub struct RealOptions {
     pub qemu_img: PathBuf,
     /// How long any answer may take.
     pub patience: Duration,
+    /// The longest that a scenario's own waits for events may take, whatever it says; `None`: what it says.
+    pub longest_wait: Option<Duration>,
 }
 
 /// A real QEMU and its surroundings. A handle: clones mean the same machine. It ends with the last of them.
@@ -242,7 +244,13 @@ impl Backend for RealQemu {
         if self.0.state.borrow().machine.is_none() {
             return Ok(index < self.0.state.borrow().past.len());
         }
-        let deadline = Instant::now() + Duration::from_nanos(timeout_ns);
+        let wanted = Duration::from_nanos(timeout_ns);
+        let deadline = Instant::now()
+            + self
+                .0
+                .options
+                .longest_wait
+                .map_or(wanted, |longest| longest.min(wanted));
         self.with(|machine| {
             while machine.events().len() <= index {
                 if !machine.wait_event(deadline)? {

@@ -51,7 +51,7 @@ impl Running {
             .stdout(File::create(&stdout)?)
             .stderr(File::create(&stderr)?)
             .spawn()?;
-        guard::watch(child.id());
+        guard::process(child.id());
         Ok(Running {
             child,
             status: None,
@@ -65,7 +65,7 @@ impl Running {
         if self.status.is_none() {
             self.status = self.child.try_wait()?;
             if self.status.is_some() {
-                guard::forget(self.child.id());
+                guard::forget_process(self.child.id());
             }
         }
         Ok(self.status)
@@ -91,7 +91,7 @@ impl Running {
             // Both fail only for a process that has been waited for.
             let _ = self.child.kill();
             self.status = self.child.wait().ok();
-            guard::forget(self.child.id());
+            guard::forget_process(self.child.id());
         }
     }
 }

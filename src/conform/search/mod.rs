@@ -8,6 +8,7 @@ mod shrink;
 mod summary;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::scenario::parse;
@@ -19,9 +20,11 @@ use super::trial::{CaseReport, Repeat, Trial};
 use super::verdict::{Difference, Side, Verdict};
 use super::workers::in_order;
 
-/// How long the shrinking of one difference may take: a scenario in which QEMU waits in vain costs 20
-/// seconds a run.
-const LONGEST_SHRINK: Duration = Duration::from_secs(180);
+/// How long the shrinking of one difference may take.
+const LONGEST_SHRINK: Duration = Duration::from_secs(120);
+
+/// How long QEMU is waited for while shrinking: leaving out steps makes many a wait vain.
+const SHRINK_WAIT: Duration = Duration::from_secs(2);
 
 /// Makes the text of a scenario: the same for the same seed and family on every machine.
 pub type Generate<'g> = dyn Fn(u64, &str) -> String + Sync + 'g;
@@ -39,8 +42,10 @@ pub struct SearchOptions {
     pub jobs: usize,
     /// Where differences are written; made if it is not there.
     pub out: PathBuf,
-    /// How many runs of real QEMU the shrinking of one difference may cost; 0: none is shrunk.
+    /// How many runs of real QEMU the shrinking of one difference may cost.
     pub shrink_budget: u32,
+    /// How many differences are shrunk; further ones are written as they were generated.
+    pub shrink_most: u64,
 }
 
 /// One scenario done.
@@ -72,7 +77,8 @@ impl Search<'_> {
     /// far, and ends the search by giving false.
     pub fn run(&self, options: &SearchOptions, progress: &mut dyn FnMut(&Done, &Summary) -> bool) -> Summary {
         let mut summary = Summary::new(&options.families);
-        let work = |index| self.one(options, index);
+        let to_shrink = AtomicU64::new(options.shrink_most);
+        let work = |index| self.one(options, index, &to_shrink);
         in_order(options.count, options.jobs, work, |done| {
             summary.count(&done);
             progress(&done, &summary)
@@ -81,7 +87,7 @@ impl Search<'_> {
     }
 
     /// Does the scenario number `index`.
-    fn one(&self, options: &SearchOptions, index: u64) -> Done {
+    fn one(&self, options: &SearchOptions, index: u64, to_shrink: &AtomicU64) -> Done {
         let seed = options.seed.wrapping_add(index);
         let families = options.families.len().max(1) as u64;
         let family = usize::try_from(index % families)
@@ -98,7 +104,7 @@ impl Search<'_> {
         };
         if !matches!(done.result, Ok(Verdict::Same | Verdict::Skipped { .. })) {
             let dir = options.out.join(format!("{}-{seed}", done.family));
-            match self.write(options, &dir, &text, &done) {
+            match self.write(options, &dir, &text, &done, to_shrink) {
                 Ok(()) => done.written = Some(dir),
                 Err(error) => done.write_error = Some(format!("{}: {error}", dir.display())),
             }
@@ -116,7 +122,14 @@ impl Search<'_> {
         Ok(worst(reports))
     }
 
-    fn write(&self, options: &SearchOptions, dir: &Path, text: &str, done: &Done) -> std::io::Result<()> {
+    fn write(
+        &self,
+        options: &SearchOptions,
+        dir: &Path,
+        text: &str,
+        done: &Done,
+        to_shrink: &AtomicU64,
+    ) -> std::io::Result<()> {
         std::fs::create_dir_all(dir)?;
         let verdict = match &done.result {
             Ok(verdict) => verdict,
@@ -126,7 +139,14 @@ impl Search<'_> {
             }
         };
         let (mut shown, mut example) = (text.to_owned(), verdict.difference().cloned());
-        if let (Verdict::Different(difference), 1..) = (verdict, options.shrink_budget) {
+        let allowed = || {
+            to_shrink
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+        };
+        if let Verdict::Different(difference) = verdict
+            && allowed()
+        {
             std::fs::write(dir.join("generated.yaml"), text)?;
             (shown, example) = self.shrunk(options, text, difference);
         }
@@ -151,12 +171,16 @@ impl Search<'_> {
 
     /// The smallest scenario found that differs in the same way, and its difference.
     fn shrunk(&self, options: &SearchOptions, text: &str, difference: &Difference) -> (String, Option<Difference>) {
+        let mut qemu = self.trial.qemu.clone();
+        qemu.options.longest_wait = Some(SHRINK_WAIT);
+        let repeat = Repeat {
+            runs: 1,
+            only_if_different: true,
+        };
         let once = Search {
             trial: Trial {
-                repeat: Repeat {
-                    runs: 1,
-                    only_if_different: true,
-                },
+                qemu: &qemu,
+                repeat,
                 ..self.trial
             },
             ..*self
