@@ -151,7 +151,8 @@ impl Machine {
         self.drop_guests().await;
         self.block.drain_all_begin().await;
         self.block.drain_all_end();
-        for job in self.jobs.all() {
+        // Cancelling concludes a job, cancelling a concluded one dismisses it.
+        while let Some(job) = self.jobs.all().first() {
             job.cancel_sync().await;
         }
         self.block.close_all().await;
