@@ -34,10 +34,7 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
     let backend = match RealQemu::new(options, dir.path()) {
         Ok(backend) => backend,
         Err(trouble) => {
-            return RealRun {
-                trouble: Some(trouble.clone()),
-                ..never_began(case, trouble.to_string())
-            };
+            return RealRun { trouble: Some(trouble.clone()), ..never_began(case, trouble.to_string()) };
         }
     };
     let recorder = Recorder::default();
@@ -55,14 +52,7 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
             None
         }
     };
-    RealRun {
-        outcome: CaseOutcome {
-            transcript: recorder.transcript(),
-            ending,
-        },
-        trouble,
-        kept,
-    }
+    RealRun { outcome: CaseOutcome { transcript: recorder.transcript(), ending }, trouble, kept }
 }
 
 /// The result of a future of the real backend: every method blocks, so the first poll is the last one.
@@ -86,21 +76,10 @@ fn directory(keep: Option<&Path>) -> std::io::Result<tempfile::TempDir> {
 }
 
 fn failed(case: &Case, why: String) -> Ending {
-    Ending::Failed {
-        line: case.line,
-        kind: RunErrorKind::Machine,
-        why,
-    }
+    Ending::Failed { line: case.line, kind: RunErrorKind::Machine, why }
 }
 
 fn never_began(case: &Case, why: String) -> RealRun {
-    let outcome = CaseOutcome {
-        transcript: Recorder::default().transcript(),
-        ending: failed(case, why.clone()),
-    };
-    RealRun {
-        outcome,
-        trouble: Some(Trouble::surroundings(why)),
-        kept: None,
-    }
+    let outcome = CaseOutcome { transcript: Recorder::default().transcript(), ending: failed(case, why.clone()) };
+    RealRun { outcome, trouble: Some(Trouble::surroundings(why)), kept: None }
 }

@@ -52,12 +52,7 @@ impl Running {
             .stderr(File::create(&stderr)?)
             .spawn()?;
         guard::process(child.id());
-        Ok(Running {
-            child,
-            status: None,
-            stdout,
-            stderr,
-        })
+        Ok(Running { child, status: None, stdout, stderr })
     }
 
     /// How it ended, if it has.

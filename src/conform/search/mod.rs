@@ -16,6 +16,7 @@ use crate::scenario::run::Ending;
 
 use self::shrink::shrink;
 pub use self::summary::{Counts, Summary};
+use super::generate::{Family, Generated};
 use super::trial::{CaseReport, Repeat, Trial};
 use super::verdict::{Difference, Side, Verdict};
 use super::workers::in_order;
@@ -26,8 +27,8 @@ const LONGEST_SHRINK: Duration = Duration::from_secs(120);
 /// How long QEMU is waited for while shrinking: leaving out steps makes many a wait vain.
 const SHRINK_WAIT: Duration = Duration::from_secs(2);
 
-/// Makes the text of a scenario: the same for the same seed and family on every machine.
-pub type Generate<'g> = dyn Fn(u64, &str) -> String + Sync + 'g;
+/// Makes a scenario: the same for the same seed on every machine.
+pub type Generate<'g> = dyn Fn(u64) -> Generated + Sync + 'g;
 
 /// What is searched through.
 #[derive(Clone, Debug)]
@@ -36,8 +37,6 @@ pub struct SearchOptions {
     pub seed: u64,
     /// How many scenarios there are.
     pub count: u64,
-    /// The families, taken in turn.
-    pub families: Vec<String>,
     /// How many scenarios are run at a time.
     pub jobs: usize,
     /// Where differences are written; made if it is not there.
@@ -52,7 +51,7 @@ pub struct SearchOptions {
 #[derive(Clone, Debug)]
 pub struct Done {
     /// Its family.
-    pub family: String,
+    pub family: Family,
     /// Its seed.
     pub seed: u64,
     /// What came of it; the message if the generator's text is no scenario.
@@ -76,7 +75,7 @@ impl Search<'_> {
     /// Does the search. `progress` is told of each scenario in the order of the seeds, with the counts so
     /// far, and ends the search by giving false.
     pub fn run(&self, options: &SearchOptions, progress: &mut dyn FnMut(&Done, &Summary) -> bool) -> Summary {
-        let mut summary = Summary::new(&options.families);
+        let mut summary = Summary::default();
         let to_shrink = AtomicU64::new(options.shrink_most);
         let work = |index| self.one(options, index, &to_shrink);
         in_order(options.count, options.jobs, work, |done| {
@@ -89,21 +88,10 @@ impl Search<'_> {
     /// Does the scenario number `index`.
     fn one(&self, options: &SearchOptions, index: u64, to_shrink: &AtomicU64) -> Done {
         let seed = options.seed.wrapping_add(index);
-        let families = options.families.len().max(1) as u64;
-        let family = usize::try_from(index % families)
-            .ok()
-            .and_then(|place| options.families.get(place));
-        let family = family.cloned().unwrap_or_default();
-        let text = (self.generate)(seed, &family);
-        let mut done = Done {
-            result: self.verdict(&text),
-            family,
-            seed,
-            written: None,
-            write_error: None,
-        };
+        let Generated { family, name, text } = (self.generate)(seed);
+        let mut done = Done { result: self.verdict(&text), family, seed, written: None, write_error: None };
         if !matches!(done.result, Ok(Verdict::Same | Verdict::Skipped { .. })) {
-            let dir = options.out.join(format!("{}-{seed}", done.family));
+            let dir = options.out.join(name);
             match self.write(options, &dir, &text, &done, to_shrink) {
                 Ok(()) => done.written = Some(dir),
                 Err(error) => done.write_error = Some(format!("{}: {error}", dir.display())),
@@ -115,10 +103,7 @@ impl Search<'_> {
     /// The worst verdict of the cases of a scenario.
     fn verdict(&self, text: &str) -> Result<Verdict, String> {
         let scenario = parse("scenario.yaml", text).map_err(|mistakes| mistakes.to_string())?;
-        let reports = self
-            .trial
-            .scenario(&scenario)
-            .map_err(|mistakes| mistakes.to_string())?;
+        let reports = self.trial.scenario(&scenario).map_err(|mistakes| mistakes.to_string())?;
         Ok(worst(reports))
     }
 
@@ -139,11 +124,8 @@ impl Search<'_> {
             }
         };
         let (mut shown, mut example) = (text.to_owned(), verdict.difference().cloned());
-        let allowed = || {
-            to_shrink
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-                .is_ok()
-        };
+        let allowed =
+            || to_shrink.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         if let Verdict::Different(difference) = verdict
             && allowed()
         {
@@ -173,18 +155,8 @@ impl Search<'_> {
     fn shrunk(&self, options: &SearchOptions, text: &str, difference: &Difference) -> (String, Option<Difference>) {
         let mut qemu = self.trial.qemu.clone();
         qemu.options.longest_wait = Some(SHRINK_WAIT);
-        let repeat = Repeat {
-            runs: 1,
-            only_if_different: true,
-        };
-        let once = Search {
-            trial: Trial {
-                qemu: &qemu,
-                repeat,
-                ..self.trial
-            },
-            ..*self
-        };
+        let repeat = Repeat { runs: 1, only_if_different: true };
+        let once = Search { trial: Trial { qemu: &qemu, repeat, ..self.trial }, ..*self };
         let signature = difference.signature();
         let deadline = Instant::now() + LONGEST_SHRINK;
         let mut smallest = difference.clone();
