@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::scenario::load;
 
-use super::search::{Counts, Done, Generate, Search, SearchOptions, Summary};
+use super::generate::{Family, generate};
+use super::search::{Counts, Done, Search, SearchOptions, Summary};
 use super::tools::{Qemu, QemuError};
 use super::trial::{CaseReport, Model, Repeat, Trial};
 use super::verdict::Verdict;
@@ -46,12 +47,14 @@ pub struct GenerateOptions {
     pub count: u64,
     /// The seed of the first; each further one has the next.
     pub seed: u64,
-    /// The families, taken in turn.
-    pub families: Vec<String>,
+    /// Of which family; `None`: of all of them.
+    pub family: Option<Family>,
     /// Where differences are written.
     pub out: PathBuf,
     /// How many runs of real QEMU the shrinking of one difference may cost.
     pub shrink_budget: u32,
+    /// How many differences are shrunk.
+    pub shrink_most: u64,
 }
 
 /// How the comparison came out.
@@ -81,32 +84,19 @@ pub enum ConformError {
 pub fn command(
     options: &ConformOptions,
     model: &Model<'_>,
-    generate: &Generate<'_>,
     out: &mut dyn Write,
     progress: &mut dyn Write,
 ) -> Result<Status, ConformError> {
     let qemu = Qemu::find(options.qemu.as_deref(), options.qemu_img.as_deref(), options.patience)?;
-    let package = if qemu.package.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", qemu.package)
-    };
-    writeln!(
-        out,
-        "QEMU {}{package}, compared as {}",
-        qemu.version,
-        qemu.compat().name()
-    )?;
+    let package = if qemu.package.is_empty() { String::new() } else { format!(" ({})", qemu.package) };
+    writeln!(out, "QEMU {}{package}, compared as {}", qemu.version, qemu.compat().name())?;
     if let Some(note) = qemu.version.note() {
         writeln!(out, "note: {note}")?;
     }
     let trial = Trial {
         qemu: &qemu,
         model,
-        repeat: Repeat {
-            runs: options.repeat,
-            only_if_different: false,
-        },
+        repeat: Repeat { runs: options.repeat, only_if_different: false },
         keep: options.keep.as_deref(),
     };
     let mut status = Status::Same;
@@ -114,7 +104,7 @@ pub fn command(
         status = status.max(files(options, &trial, out)?);
     }
     if let Some(wanted) = &options.generate {
-        status = status.max(generated(options, wanted, trial, generate, out, progress)?);
+        status = status.max(generated(options, wanted, trial, out, progress)?);
     }
     Ok(status)
 }
@@ -160,16 +150,9 @@ fn sentence(counts: &Counts) -> String {
         (counts.skipped, "skipped"),
         (counts.invalid, "not a scenario"),
     ];
-    let parts = parts
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"));
+    let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
     let parts: Vec<String> = parts.collect();
-    if parts.is_empty() {
-        "nothing to compare".to_owned()
-    } else {
-        parts.join(", ")
-    }
+    if parts.is_empty() { "nothing to compare".to_owned() } else { parts.join(", ") }
 }
 
 /// One line for a file of which all cases are the same, else one for each other case, with its difference.
@@ -192,16 +175,8 @@ fn file_report(
     reports.iter().for_each(|report| counts.count(&report.verdict));
     let same = reports.iter().filter(|report| report.verdict == Verdict::Same).count();
     if same > 0 {
-        let all = if same == reports.len() {
-            String::new()
-        } else {
-            format!(" of {}", reports.len())
-        };
-        let cases = if reports.len() == 1 {
-            String::new()
-        } else {
-            format!(" ({same}{all} cases)")
-        };
+        let all = if same == reports.len() { String::new() } else { format!(" of {}", reports.len()) };
+        let cases = if reports.len() == 1 { String::new() } else { format!(" ({same}{all} cases)") };
         writeln!(out, "{:<10} {file}{cases}", "same")?;
     }
     for report in reports {
@@ -217,18 +192,9 @@ fn case_report(
     cases: usize,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let case = if cases == 1 {
-        String::new()
-    } else {
-        format!(" case `{}`", report.name)
-    };
+    let case = if cases == 1 { String::new() } else { format!(" case `{}`", report.name) };
     if report.verdict != Verdict::Same {
-        writeln!(
-            out,
-            "{:<10} {file}{case}{}",
-            report.verdict.word(),
-            explained(&report.verdict)
-        )?;
+        writeln!(out, "{:<10} {file}{case}{}", report.verdict.word(), explained(&report.verdict))?;
     }
     if let Some(difference) = report.verdict.difference() {
         let diff = difference.diff(&format!("QEMU {}", trial.qemu.version), "model");
@@ -256,20 +222,12 @@ fn explained(verdict: &Verdict) -> String {
         Verdict::Same | Verdict::Different(_) => String::new(),
         Verdict::Skipped { why } => format!(": {why}"),
         Verdict::Unstable { ways, agrees, .. } => {
-            let agrees = if *agrees {
-                "one of them is the model's"
-            } else {
-                "none of them is the model's"
-            };
+            let agrees = if *agrees { "one of them is the model's" } else { "none of them is the model's" };
             format!(": QEMU took {ways} different ways, {agrees}")
         }
         Verdict::Broken { trouble, .. } => {
             let output = trouble.output.trim_end();
-            let printed = if output.is_empty() {
-                String::new()
-            } else {
-                format!("; it printed:\n{output}")
-            };
+            let printed = if output.is_empty() { String::new() } else { format!("; it printed:\n{output}") };
             format!(": {trouble}{printed}")
         }
     }
@@ -279,26 +237,20 @@ fn generated(
     options: &ConformOptions,
     wanted: &GenerateOptions,
     trial: Trial<'_>,
-    generate: &Generate<'_>,
     out: &mut dyn Write,
     progress: &mut dyn Write,
 ) -> io::Result<Status> {
     // What happens to be the same is the same; only a difference has to be told from chance.
-    let repeat = Repeat {
-        runs: options.repeat.max(3),
-        only_if_different: true,
-    };
-    let search = Search {
-        trial: Trial { repeat, ..trial },
-        generate,
-    };
+    let repeat = Repeat { runs: options.repeat.max(3), only_if_different: true };
+    let made = |seed| generate(seed, wanted.family);
+    let search = Search { trial: Trial { repeat, ..trial }, generate: &made };
     let search_options = SearchOptions {
         seed: wanted.seed,
         count: wanted.count,
-        families: wanted.families.clone(),
         jobs: options.jobs,
         out: wanted.out.clone(),
         shrink_budget: wanted.shrink_budget,
+        shrink_most: wanted.shrink_most,
     };
     let mut written = Ok(());
     let summary = search.run(&search_options, &mut |done, summary| {
@@ -309,11 +261,7 @@ fn generated(
     writeln!(progress)?;
     write!(out, "{summary}")?;
     let all = summary.all();
-    writeln!(
-        out,
-        "{:.2} % of what could be compared is the same",
-        all.agreement() * 100.0
-    )?;
+    writeln!(out, "{:.2} % of what could be compared is the same", all.agreement() * 100.0)?;
     Ok(status_of(&all))
 }
 

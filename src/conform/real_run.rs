@@ -10,6 +10,7 @@ use crate::scenario::Case;
 use crate::scenario::backend::RunErrorKind;
 use crate::scenario::run::{CaseOutcome, Ending, Recorder, run_recorded};
 
+use super::guard;
 use super::real::{RealOptions, RealQemu, Trouble};
 
 /// A case done by a real QEMU.
@@ -29,13 +30,11 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
         Ok(dir) => dir,
         Err(error) => return never_began(case, format!("no directory for the run: {error}")),
     };
+    let _guarded = keep.is_none().then(|| guard::Directory::new(dir.path()));
     let backend = match RealQemu::new(options, dir.path()) {
         Ok(backend) => backend,
         Err(trouble) => {
-            return RealRun {
-                trouble: Some(trouble.clone()),
-                ..never_began(case, trouble.to_string())
-            };
+            return RealRun { trouble: Some(trouble.clone()), ..never_began(case, trouble.to_string()) };
         }
     };
     let recorder = Recorder::default();
@@ -46,15 +45,14 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
     let trouble = backend.trouble();
     // The machine must be gone before its directory is.
     drop(backend);
-    let kept = keep.map(|_| dir.keep());
-    RealRun {
-        outcome: CaseOutcome {
-            transcript: recorder.transcript(),
-            ending,
-        },
-        trouble,
-        kept,
-    }
+    let kept = match keep {
+        Some(_) => Some(dir.keep()),
+        None => {
+            drop(dir);
+            None
+        }
+    };
+    RealRun { outcome: CaseOutcome { transcript: recorder.transcript(), ending }, trouble, kept }
 }
 
 /// The result of a future of the real backend: every method blocks, so the first poll is the last one.
@@ -78,21 +76,10 @@ fn directory(keep: Option<&Path>) -> std::io::Result<tempfile::TempDir> {
 }
 
 fn failed(case: &Case, why: String) -> Ending {
-    Ending::Failed {
-        line: case.line,
-        kind: RunErrorKind::Machine,
-        why,
-    }
+    Ending::Failed { line: case.line, kind: RunErrorKind::Machine, why }
 }
 
 fn never_began(case: &Case, why: String) -> RealRun {
-    let outcome = CaseOutcome {
-        transcript: Recorder::default().transcript(),
-        ending: failed(case, why.clone()),
-    };
-    RealRun {
-        outcome,
-        trouble: Some(Trouble::surroundings(why)),
-        kept: None,
-    }
+    let outcome = CaseOutcome { transcript: Recorder::default().transcript(), ending: failed(case, why.clone()) };
+    RealRun { outcome, trouble: Some(Trouble::surroundings(why)), kept: None }
 }

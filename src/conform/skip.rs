@@ -31,10 +31,7 @@ pub fn reason(case: &Case) -> Option<String> {
     match reason {
         None if slept > longest => {
             let slept = format_duration(slept);
-            Some(format!(
-                "it sleeps {slept} of real time; at most {} are waited for",
-                format_duration(longest)
-            ))
+            Some(format!("it sleeps {slept} of real time; at most {} are waited for", format_duration(longest)))
         }
         reason => reason,
     }

@@ -16,22 +16,8 @@ use super::real_run::ready;
 
 /// The versions that are reproduced exactly, with their packages' last number.
 const KNOWN: [(Version, Compat); 2] = [
-    (
-        Version {
-            major: 7,
-            minor: 2,
-            micro: 22,
-        },
-        Compat::Qemu72,
-    ),
-    (
-        Version {
-            major: 10,
-            minor: 0,
-            micro: 2,
-        },
-        Compat::Qemu100,
-    ),
+    (Version { major: 7, minor: 2, micro: 22 }, Compat::Qemu72),
+    (Version { major: 10, minor: 0, micro: 2 }, Compat::Qemu100),
 ];
 
 /// A version of QEMU.
@@ -56,11 +42,7 @@ impl Version {
     fn read(value: &Value) -> Option<Version> {
         let qemu = value.get("qemu")?;
         let number = |key| qemu.get(key)?.as_u64()?.try_into().ok();
-        Some(Version {
-            major: number("major")?,
-            minor: number("minor")?,
-            micro: number("micro")?,
-        })
+        Some(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? })
     }
 
     /// Its place in time: QEMU has three releases a year, x.0 to x.2.
@@ -71,10 +53,7 @@ impl Version {
     /// The behaviour that is nearest to it.
     pub fn compat(self) -> Compat {
         let distance = |(known, _): &(Version, Compat)| known.release().abs_diff(self.release());
-        KNOWN
-            .iter()
-            .min_by_key(|known| distance(known))
-            .map_or_else(Compat::default, |(_, compat)| *compat)
+        KNOWN.iter().min_by_key(|known| distance(known)).map_or_else(Compat::default, |(_, compat)| *compat)
     }
 
     /// What to say if that behaviour is another version's.
@@ -83,14 +62,9 @@ impl Version {
             return None;
         }
         let compat = self.compat().name();
-        let model = KNOWN
-            .iter()
-            .find(|(_, known)| *known == self.compat())
-            .map(|(version, _)| version.to_string());
+        let model = KNOWN.iter().find(|(_, known)| *known == self.compat()).map(|(version, _)| version.to_string());
         let model = model.unwrap_or_default();
-        Some(format!(
-            "QEMU {self} is not one of the reproduced versions; the nearest is used: {compat} ({model})"
-        ))
+        Some(format!("QEMU {self} is not one of the reproduced versions; the nearest is used: {compat} ({model})"))
     }
 }
 
@@ -146,22 +120,14 @@ pub enum QemuError {
 
 fn shown(trouble: &Trouble) -> String {
     let output = trouble.output.trim_end();
-    if output.is_empty() {
-        String::new()
-    } else {
-        format!("; it printed:\n{output}")
-    }
+    if output.is_empty() { String::new() } else { format!("; it printed:\n{output}") }
 }
 
 impl Qemu {
     /// Finds the programs (the given ones, else those of `QEMU_PROG` and `QEMU_IMG_PROG`, as iotests call
     /// them, else what `PATH` has), starts them once and asks for the version.
     pub fn find(qemu: Option<&Path>, qemu_img: Option<&Path>, patience: Duration) -> Result<Qemu, QemuError> {
-        let qemu = program(
-            qemu,
-            "QEMU_PROG",
-            &["qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm"],
-        );
+        let qemu = program(qemu, "QEMU_PROG", &["qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm"]);
         let qemu = qemu.ok_or(QemuError::Missing {
             name: "qemu-system-x86_64",
             option: "--qemu",
@@ -174,17 +140,9 @@ impl Qemu {
             variable: "QEMU_IMG_PROG",
             package: "qemu-utils",
         })?;
-        let options = RealOptions {
-            qemu,
-            qemu_img,
-            patience,
-        };
+        let options = RealOptions { qemu, qemu_img, patience, longest_wait: None };
         let (version, package) = probe(&options)?;
-        Ok(Qemu {
-            options,
-            version,
-            package,
-        })
+        Ok(Qemu { options, version, package })
     }
 
     /// The behaviour the model shows beside it.
@@ -195,9 +153,7 @@ impl Qemu {
 
 /// The program that is meant, as a path that stays right in another directory.
 fn program(given: Option<&Path>, variable: &str, names: &[&str]) -> Option<PathBuf> {
-    let chosen = given
-        .map(Path::to_owned)
-        .or_else(|| std::env::var_os(variable).map(PathBuf::from));
+    let chosen = given.map(Path::to_owned).or_else(|| std::env::var_os(variable).map(PathBuf::from));
     match chosen {
         Some(path) if path.components().count() > 1 => path.canonicalize().ok(),
         Some(name) => in_path(&name),
@@ -207,9 +163,7 @@ fn program(given: Option<&Path>, variable: &str, names: &[&str]) -> Option<PathB
 
 fn in_path(name: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Runs both programs once.
@@ -221,11 +175,7 @@ fn probe(options: &RealOptions) -> Result<(Version, String), QemuError> {
     let dir = tempfile::Builder::new().prefix("backsim-").tempdir();
     let dir = dir.map_err(|error| unusable(&options.qemu, Trouble::surroundings(error.to_string())))?;
     let backend = RealQemu::new(options, dir.path()).map_err(|trouble| unusable(&options.qemu, trouble))?;
-    let why = |error: RunError| {
-        backend
-            .trouble()
-            .unwrap_or_else(|| Trouble::surroundings(error.message))
-    };
+    let why = |error: RunError| backend.trouble().unwrap_or_else(|| Trouble::surroundings(error.message));
     answer(backend.qemu_img(&["--version".to_owned()])).map_err(|error| unusable(&options.qemu_img, why(error)))?;
     let asked = answer(async {
         backend.launch().await?;
@@ -236,16 +186,12 @@ fn probe(options: &RealOptions) -> Result<(Version, String), QemuError> {
     });
     let (version, commands) = asked.map_err(|error| unusable(&options.qemu, why(error)))?;
     let reply = version.get("return").unwrap_or(&version);
-    let known = Version::read(reply).ok_or_else(|| QemuError::NoVersion {
-        program: options.qemu.clone(),
-        reply: version.to_string(),
-    })?;
+    let known = Version::read(reply)
+        .ok_or_else(|| QemuError::NoVersion { program: options.qemu.clone(), reply: version.to_string() })?;
     let commands = commands["return"].as_array();
     let is_monitor = |command: &Value| command["name"] == "human-monitor-command";
     if !commands.is_some_and(|commands| commands.iter().any(is_monitor)) {
-        return Err(QemuError::NoMonitor {
-            program: options.qemu.clone(),
-        });
+        return Err(QemuError::NoMonitor { program: options.qemu.clone() });
     }
     let package = reply.get("package").and_then(Value::as_str).unwrap_or_default();
     Ok((known, package.to_owned()))
@@ -270,10 +216,7 @@ mod tests {
         assert_eq!(version(9, 0, 0).compat(), Compat::Qemu100);
         assert_eq!(version(11, 0, 0).compat(), Compat::Qemu100);
         let note = version(7, 2, 0).note().unwrap_or_default();
-        assert!(
-            note.contains("QEMU 7.2.0") && note.contains("qemu-7.2 (7.2.22)"),
-            "{note}"
-        );
+        assert!(note.contains("QEMU 7.2.0") && note.contains("qemu-7.2 (7.2.22)"), "{note}");
     }
 
     #[test]

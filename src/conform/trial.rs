@@ -59,11 +59,7 @@ impl Trial<'_> {
 
     /// Compares one case, the model under the real QEMU's compat.
     pub fn case(&self, case: &Case) -> CaseReport {
-        let mut report = CaseReport {
-            name: case.name.clone(),
-            verdict: Verdict::Same,
-            kept: Vec::new(),
-        };
+        let mut report = CaseReport { name: case.name.clone(), verdict: Verdict::Same, kept: Vec::new() };
         if let Some(why) = skip::reason(case) {
             report.verdict = Verdict::Skipped { why };
             return report;
@@ -73,10 +69,7 @@ impl Trial<'_> {
         for _ in 0..self.repeat.runs.max(1) {
             let run = run_real(&self.qemu.options, case, self.keep);
             report.kept.extend(run.kept);
-            runs.push(RealSide {
-                side: run.outcome.into(),
-                trouble: run.trouble,
-            });
+            runs.push(RealSide { side: run.outcome.into(), trouble: run.trouble });
             report.verdict = compare(&runs, &model);
             if self.repeat.only_if_different && matches!(report.verdict, Verdict::Same | Verdict::Unstable { .. }) {
                 break;
@@ -97,18 +90,10 @@ impl Trial<'_> {
 fn ask(model: &Model<'_>, case: &Case) -> Side {
     catch_unwind(AssertUnwindSafe(|| model(case))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         // Of all kinds, the one that no healthy QEMU shows.
-        let ending = Ending::Failed {
-            line: case.line,
-            kind: RunErrorKind::Machine,
-            why: format!("the model panicked: {text}"),
-        };
-        Side {
-            transcript: String::new(),
-            ending,
-        }
+        let ending =
+            Ending::Failed { line: case.line, kind: RunErrorKind::Machine, why: format!("the model panicked: {text}") };
+        Side { transcript: String::new(), ending }
     })
 }

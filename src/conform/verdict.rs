@@ -20,10 +20,7 @@ pub struct Side {
 
 impl From<CaseOutcome> for Side {
     fn from(outcome: CaseOutcome) -> Side {
-        Side {
-            transcript: outcome.transcript.text().to_owned(),
-            ending: outcome.ending,
-        }
+        Side { transcript: outcome.transcript.text().to_owned(), ending: outcome.ending }
     }
 }
 
@@ -71,10 +68,7 @@ impl Difference {
 }
 
 fn without_numbers(line: Option<&str>) -> String {
-    line.unwrap_or("(end)")
-        .chars()
-        .filter(|c| !c.is_ascii_digit())
-        .collect()
+    line.unwrap_or("(end)").chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 /// The result of comparing one case.
@@ -145,10 +139,7 @@ pub fn compare(runs: &[RealSide], model: &Side) -> Verdict {
     let Some(other) = runs.iter().find(|run| !same(run)) else {
         return Verdict::Same;
     };
-    let example = Difference {
-        real: other.side.clone(),
-        model: model.clone(),
-    };
+    let example = Difference { real: other.side.clone(), model: model.clone() };
     let mut ways: Vec<&RealSide> = Vec::new();
     for run in runs {
         if !ways.iter().any(|way| alike(way, run)) {
@@ -156,49 +147,44 @@ pub fn compare(runs: &[RealSide], model: &Side) -> Verdict {
         }
     }
     match &other.trouble {
-        _ if ways.len() > 1 => Verdict::Unstable {
-            ways: ways.len(),
-            agrees: runs.iter().any(|run| same(&run)),
-            example,
-        },
-        Some(trouble) => Verdict::Broken {
-            trouble: trouble.clone(),
-            example,
-        },
+        _ if ways.len() > 1 => {
+            Verdict::Unstable { ways: ways.len(), agrees: runs.iter().any(|run| same(&run)), example }
+        }
+        Some(trouble) => Verdict::Broken { trouble: trouble.clone(), example },
         None => Verdict::Different(example),
     }
 }
 
 /// Whether two runs of a real QEMU went the same way.
 fn alike(one: &RealSide, other: &RealSide) -> bool {
-    let kind = |run: &RealSide| {
-        run.trouble
-            .as_ref()
-            .map(|trouble| std::mem::discriminant(&trouble.kind))
-    };
+    let kind = |run: &RealSide| run.trouble.as_ref().map(|trouble| std::mem::discriminant(&trouble.kind));
     one.side.transcript == other.side.transcript
         && kind(one) == kind(other)
         && same_place(&one.side.ending, &other.side.ending)
 }
 
 fn agrees(run: &RealSide, model: &Side) -> bool {
-    run.side.transcript == model.transcript
-        && same_place(&run.side.ending, &model.ending)
-        && match (&run.trouble, &model.ending) {
-            (None, Ending::Failed { kind, .. }) => match &run.side.ending {
-                // Nothing goes on: QEMU can't tell that from a wait which is in vain.
-                Ending::Failed { kind: real, .. } => real == kind || *kind == RunErrorKind::Deadlock,
-                Ending::Passed => false,
-            },
-            (None, Ending::Passed) => true,
-            // A model that knows of QEMU's own failures ends there, too.
-            (Some(trouble), Ending::Failed { kind, .. }) => match trouble.kind {
-                TroubleKind::Died(_) => *kind == RunErrorKind::Machine,
-                TroubleKind::Hung { .. } => *kind == RunErrorKind::Deadlock,
-                _ => false,
-            },
-            (Some(_), Ending::Passed) => false,
+    if run.side.transcript != model.transcript {
+        return false;
+    }
+    let kind = match &model.ending {
+        Ending::Passed => return run.trouble.is_none() && run.side.ending == Ending::Passed,
+        Ending::Failed { kind, .. } => *kind,
+    };
+    match (&run.trouble, kind) {
+        // A model in which nothing can go on any more; a real QEMU is waited for until patience ends.
+        (None, RunErrorKind::Deadlock) => matches!(run.side.ending, Ending::Failed { .. }),
+        (Some(trouble), RunErrorKind::Deadlock) => matches!(trouble.kind, TroubleKind::Hung { .. }),
+        // A model that knows of an assertion in QEMU ends there, too.
+        (Some(trouble), RunErrorKind::Machine) => {
+            matches!(trouble.kind, TroubleKind::Died(_)) && same_place(&run.side.ending, &model.ending)
         }
+        (Some(_), RunErrorKind::Failed) => false,
+        (None, kind) => {
+            let real = matches!(&run.side.ending, Ending::Failed { kind: real, .. } if *real == kind);
+            real && same_place(&run.side.ending, &model.ending)
+        }
+    }
 }
 
 /// Whether two runs ended at the same step.
@@ -215,21 +201,11 @@ mod tests {
     use super::*;
 
     fn side(transcript: &str) -> Side {
-        Side {
-            transcript: transcript.to_owned(),
-            ending: Ending::Passed,
-        }
+        Side { transcript: transcript.to_owned(), ending: Ending::Passed }
     }
 
     fn failed(transcript: &str, kind: RunErrorKind) -> Side {
-        Side {
-            ending: Ending::Failed {
-                line: 3,
-                kind,
-                why: "why".to_owned(),
-            },
-            ..side(transcript)
-        }
+        Side { ending: Ending::Failed { line: 3, kind, why: "why".to_owned() }, ..side(transcript) }
     }
 
     fn real(side: Side) -> RealSide {
@@ -237,13 +213,7 @@ mod tests {
     }
 
     fn broken(side: Side, kind: TroubleKind) -> RealSide {
-        RealSide {
-            side,
-            trouble: Some(Trouble {
-                kind,
-                output: String::new(),
-            }),
-        }
+        RealSide { side, trouble: Some(Trouble { kind, output: String::new() }) }
     }
 
     #[test]
@@ -252,41 +222,21 @@ mod tests {
         assert_eq!(compare(&runs, &side("a\n")).word(), "same");
         assert_eq!(compare(&runs, &side("b\n")).word(), "different");
         let runs = [real(side("a\n")), real(side("b\n")), real(side("a\n"))];
-        assert!(matches!(
-            compare(&runs, &side("b\n")),
-            Verdict::Unstable {
-                ways: 2,
-                agrees: true,
-                ..
-            }
-        ));
-        assert!(matches!(
-            compare(&runs, &side("c\n")),
-            Verdict::Unstable {
-                ways: 2,
-                agrees: false,
-                ..
-            }
-        ));
+        assert!(matches!(compare(&runs, &side("b\n")), Verdict::Unstable { ways: 2, agrees: true, .. }));
+        assert!(matches!(compare(&runs, &side("c\n")), Verdict::Unstable { ways: 2, agrees: false, .. }));
     }
 
     #[test]
     fn the_end_of_a_run_counts() {
         let stuck = real(failed("a\n", RunErrorKind::Failed));
         assert_eq!(compare(std::slice::from_ref(&stuck), &side("a\n")).word(), "different");
-        assert_eq!(
-            compare(std::slice::from_ref(&stuck), &failed("a\n", RunErrorKind::Failed)).word(),
-            "same"
-        );
+        assert_eq!(compare(std::slice::from_ref(&stuck), &failed("a\n", RunErrorKind::Failed)).word(), "same");
         assert_eq!(compare(&[stuck], &failed("a\n", RunErrorKind::Deadlock)).word(), "same");
     }
 
     #[test]
     fn a_qemu_that_dies_is_no_difference() {
-        let died = broken(
-            failed("a\n", RunErrorKind::Machine),
-            TroubleKind::Died("signal 6".to_owned()),
-        );
+        let died = broken(failed("a\n", RunErrorKind::Machine), TroubleKind::Died("signal 6".to_owned()));
         let runs = [died];
         assert_eq!(compare(&runs, &side("a\n")).word(), "broken");
         assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Machine)).word(), "same");
@@ -295,16 +245,10 @@ mod tests {
 
     #[test]
     fn a_difference_is_shown_and_recognised() {
-        let difference = |left: &str, right: &str| Difference {
-            real: side(left),
-            model: side(right),
-        };
+        let difference = |left: &str, right: &str| Difference { real: side(left), model: side(right) };
         let one = difference("a\nhave 12\n", "a\nhave 13\n");
         assert!(one.diff("QEMU", "model").starts_with("--- QEMU\n+++ model\n@@"));
         assert_eq!(one.signature(), difference("x\nhave 1\n", "x\nhave 7\n").signature());
-        assert_eq!(
-            difference("a\n", "a\nb\n").signature(),
-            ("(end)".to_owned(), "b".to_owned())
-        );
+        assert_eq!(difference("a\n", "a\nb\n").signature(), ("(end)".to_owned(), "b".to_owned()));
     }
 }

@@ -45,10 +45,7 @@ impl Machine {
         number: u32,
         patience: Duration,
     ) -> Result<(Machine, Value), Trouble> {
-        let not_started = |why: String| Trouble {
-            kind: TroubleKind::NotStarted(why),
-            output: String::new(),
-        };
+        let not_started = |why: String| Trouble { kind: TroubleKind::NotStarted(why), output: String::new() };
         let socket = format!("qmp-{number}");
         // We listen and QEMU connects: then there is no moment at which the socket is not there yet.
         let listener = UnixListener::bind(dir.join(&socket))
@@ -82,9 +79,7 @@ impl Machine {
         let deadline = Instant::now() + self.patience;
         let arguments = self.names.arguments(arguments);
         self.quitting |= command == "quit";
-        self.wire
-            .send(command, &arguments, deadline)
-            .map_err(|error| self.trouble(error, command))?;
+        self.wire.send(command, &arguments, deadline).map_err(|error| self.trouble(error, command))?;
         loop {
             match self.wire.receive(Some(deadline)) {
                 Ok(Message::Reply(reply)) => return Ok(self.names.reply(&reply)),
@@ -200,10 +195,7 @@ impl Machine {
                 Ok(Some(status)) => TroubleKind::Died(how(status)),
                 _ => TroubleKind::Nonsense("it closed its monitor and goes on".to_owned()),
             },
-            WireError::Late => TroubleKind::Hung {
-                what: what.to_owned(),
-                seconds: self.patience.as_secs(),
-            },
+            WireError::Late => TroubleKind::Hung { what: what.to_owned(), seconds: self.patience.as_secs() },
             WireError::Nonsense(line) => TroubleKind::Nonsense(line),
             WireError::Socket(why) => TroubleKind::Surroundings(why),
         };
@@ -211,10 +203,7 @@ impl Machine {
     }
 
     fn told(&self, kind: TroubleKind) -> Trouble {
-        Trouble {
-            kind,
-            output: output(&self.running, &self.names),
-        }
+        Trouble { kind, output: output(&self.running, &self.names) }
     }
 }
 
@@ -226,9 +215,7 @@ struct Starting<'n> {
 
 impl Starting<'_> {
     fn accept(&mut self, listener: &UnixListener, deadline: Instant) -> Result<UnixStream, Trouble> {
-        listener
-            .set_nonblocking(true)
-            .map_err(|error| self.failed(error.to_string()))?;
+        listener.set_nonblocking(true).map_err(|error| self.failed(error.to_string()))?;
         loop {
             match listener.accept() {
                 Ok((stream, _)) => return Ok(stream),
@@ -245,10 +232,7 @@ impl Starting<'_> {
     }
 
     fn failed(&self, why: String) -> Trouble {
-        Trouble {
-            kind: TroubleKind::NotStarted(why),
-            output: output(&self.running, self.names),
-        }
+        Trouble { kind: TroubleKind::NotStarted(why), output: output(&self.running, self.names) }
     }
 }
 
@@ -256,20 +240,11 @@ impl Starting<'_> {
 /// connects to `socket`. The virtual CPUs (there are none) never run.
 fn arguments(socket: &str) -> Vec<OsString> {
     let chardev = format!("socket,id=mon,path={socket}");
-    [
-        "-machine",
-        "none",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-S",
-        "-chardev",
-    ]
-    .into_iter()
-    .chain([chardev.as_str(), "-mon", "chardev=mon,mode=control"])
-    .map(OsString::from)
-    .collect()
+    ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-chardev"]
+        .into_iter()
+        .chain([chardev.as_str(), "-mon", "chardev=mon,mode=control"])
+        .map(OsString::from)
+        .collect()
 }
 
 fn output(running: &Running, names: &Names) -> String {

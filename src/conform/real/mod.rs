@@ -37,6 +37,8 @@ pub struct RealOptions {
     pub qemu_img: PathBuf,
     /// How long any answer may take.
     pub patience: Duration,
+    /// The longest that a scenario's own waits for events may take, whatever it says; `None`: what it says.
+    pub longest_wait: Option<Duration>,
 }
 
 /// A real QEMU and its surroundings. A handle: clones mean the same machine. It ends with the last of them.
@@ -129,28 +131,17 @@ impl RealQemu {
         let mut running = Running::start(program, "qemu-img", &real, &shared.dir, &format!("img-{number}"))
             .map_err(|error| self.surroundings(format!("{}: {error}", program.display())))?;
         let patience = shared.options.patience;
-        let status = running
-            .wait(Instant::now() + patience)
-            .map_err(|error| self.surroundings(error.to_string()))?;
+        let status = running.wait(Instant::now() + patience).map_err(|error| self.surroundings(error.to_string()))?;
         let stdout = shared.names.to_scenario(&text(&running.stdout));
         let stderr = shared.names.to_scenario(&text(&running.stderr));
         let what = || format!("qemu-img {}", args.join(" "));
         let Some(status) = status else {
-            let kind = TroubleKind::Hung {
-                what: what(),
-                seconds: patience.as_secs(),
-            };
-            return Err(self.end(Trouble {
-                kind,
-                output: stderr + &stdout,
-            }));
+            let kind = TroubleKind::Hung { what: what(), seconds: patience.as_secs() };
+            return Err(self.end(Trouble { kind, output: stderr + &stdout }));
         };
         let Some(status) = status.code() else {
             let kind = TroubleKind::Died(format!("{}: {}", what(), trouble::how(status)));
-            return Err(self.end(Trouble {
-                kind,
-                output: stderr + &stdout,
-            }));
+            return Err(self.end(Trouble { kind, output: stderr + &stdout }));
         };
         Ok(QemuImgOutput { stdout, stderr, status })
     }
@@ -214,10 +205,7 @@ impl Backend for RealQemu {
         let arguments = Map::from_iter([("command-line".to_owned(), line)]);
         self.with(|machine| {
             let reply = machine.execute("human-monitor-command", &arguments)?;
-            Ok(QemuIoReply {
-                output: machine.new_output(),
-                reply,
-            })
+            Ok(QemuIoReply { output: machine.new_output(), reply })
         })
     }
 
@@ -242,7 +230,8 @@ impl Backend for RealQemu {
         if self.0.state.borrow().machine.is_none() {
             return Ok(index < self.0.state.borrow().past.len());
         }
-        let deadline = Instant::now() + Duration::from_nanos(timeout_ns);
+        let wanted = Duration::from_nanos(timeout_ns);
+        let deadline = Instant::now() + self.0.options.longest_wait.map_or(wanted, |longest| longest.min(wanted));
         self.with(|machine| {
             while machine.events().len() <= index {
                 if !machine.wait_event(deadline)? {
@@ -290,11 +279,7 @@ fn create_arguments(spec: &ImageSpec) -> Vec<String> {
     }
     let mut options: Vec<String> = Vec::new();
     options.extend(spec.cluster_size.map(|size| format!("cluster_size={size}")));
-    options.extend(
-        spec.options
-            .iter()
-            .map(|(name, value)| format!("{name}={}", option_value(value))),
-    );
+    options.extend(spec.options.iter().map(|(name, value)| format!("{name}={}", option_value(value))));
     if !options.is_empty() {
         args.extend(["-o".to_owned(), options.join(",")]);
     }
@@ -326,10 +311,7 @@ mod tests {
             size: Some(65536),
             backing: Some(("TEST_DIR/PID-b".to_owned(), ImageFormat::Raw)),
             cluster_size: Some(4096),
-            options: Map::from_iter([
-                ("lazy_refcounts".to_owned(), json!(true)),
-                ("x".to_owned(), json!("a,b")),
-            ]),
+            options: Map::from_iter([("lazy_refcounts".to_owned(), json!(true)), ("x".to_owned(), json!("a,b"))]),
         };
         assert_eq!(
             create_arguments(&spec).join(" "),

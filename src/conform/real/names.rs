@@ -23,9 +23,8 @@ impl Names {
     pub(super) fn new(dir: &Path) -> Option<Names> {
         let dir = dir.to_str()?;
         let harmless = |c: char| c.is_ascii_alphanumeric() || "/-_.+@".contains(c);
-        (dir.starts_with('/') && dir.chars().all(harmless)).then(|| Names {
-            real: format!("{}/PID-", dir.trim_end_matches('/')),
-        })
+        (dir.starts_with('/') && dir.chars().all(harmless))
+            .then(|| Names { real: format!("{}/PID-", dir.trim_end_matches('/')) })
     }
 
     /// `text` with the paths of QEMU.
@@ -50,9 +49,7 @@ impl Names {
 }
 
 fn map_entries(map: &Map<String, Value>, change: &dyn Fn(&str) -> String) -> Map<String, Value> {
-    map.iter()
-        .map(|(key, value)| (key.clone(), map_strings(value, change)))
-        .collect()
+    map.iter().map(|(key, value)| (key.clone(), map_strings(value, change))).collect()
 }
 
 fn map_strings(value: &Value, change: &dyn Fn(&str) -> String) -> Value {

@@ -51,13 +51,8 @@ impl Running {
             .stdout(File::create(&stdout)?)
             .stderr(File::create(&stderr)?)
             .spawn()?;
-        guard::watch(child.id());
-        Ok(Running {
-            child,
-            status: None,
-            stdout,
-            stderr,
-        })
+        guard::process(child.id());
+        Ok(Running { child, status: None, stdout, stderr })
     }
 
     /// How it ended, if it has.
@@ -65,7 +60,7 @@ impl Running {
         if self.status.is_none() {
             self.status = self.child.try_wait()?;
             if self.status.is_some() {
-                guard::forget(self.child.id());
+                guard::forget_process(self.child.id());
             }
         }
         Ok(self.status)
@@ -91,7 +86,7 @@ impl Running {
             // Both fail only for a process that has been waited for.
             let _ = self.child.kill();
             self.status = self.child.wait().ok();
-            guard::forget(self.child.id());
+            guard::forget_process(self.child.id());
         }
     }
 }

@@ -18,10 +18,7 @@ pub struct Trouble {
 impl Trouble {
     /// The surroundings failed, for the reason `why`; nothing was printed.
     pub(in crate::conform) fn surroundings(why: String) -> Trouble {
-        Trouble {
-            kind: TroubleKind::Surroundings(why),
-            output: String::new(),
-        }
+        Trouble { kind: TroubleKind::Surroundings(why), output: String::new() }
     }
 }
 

@@ -59,11 +59,7 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(stream: UnixStream) -> Wire {
-        Wire {
-            stream,
-            buffer: Vec::new(),
-            searched: 0,
-        }
+        Wire { stream, buffer: Vec::new(), searched: 0 }
     }
 
     /// Sends a command.
@@ -80,13 +76,11 @@ impl Wire {
         let text = format!("{message}\n");
         self.stream.set_nonblocking(false).map_err(socket)?;
         self.stream.set_write_timeout(Some(until(deadline)?)).map_err(socket)?;
-        self.stream
-            .write_all(text.as_bytes())
-            .map_err(|error| match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => WireError::Late,
-                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => WireError::Closed,
-                _ => socket(error),
-            })
+        self.stream.write_all(text.as_bytes()).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => WireError::Late,
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => WireError::Closed,
+            _ => socket(error),
+        })
     }
 
     /// The next message; waits for it until `deadline`, or not at all.
@@ -183,9 +177,7 @@ mod tests {
     fn messages_are_told_apart_however_they_are_cut() {
         let (mut wire, mut theirs) = pair();
         assert_eq!(wire.receive(None), Err(WireError::Late));
-        theirs
-            .write_all(b"{\"QMP\": {}}\r\n\r\n{\"event\": \"A\"")
-            .expect("written");
+        theirs.write_all(b"{\"QMP\": {}}\r\n\r\n{\"event\": \"A\"").expect("written");
         assert_eq!(wire.receive(None), Ok(Message::Greeting(json!({"QMP": {}}))));
         assert_eq!(wire.receive(Some(soon())), Err(WireError::Late));
         theirs.write_all(b"}\n{\"return\": {}}\n").expect("written");
@@ -198,17 +190,9 @@ mod tests {
     #[test]
     fn nonsense_is_shown() {
         let (mut wire, mut theirs) = pair();
-        theirs
-            .write_all(b"Segmentation fault\n{\"neither\": 1}\n")
-            .expect("written");
-        assert_eq!(
-            wire.receive(None),
-            Err(WireError::Nonsense("Segmentation fault".to_owned()))
-        );
-        assert_eq!(
-            wire.receive(None),
-            Err(WireError::Nonsense("{\"neither\": 1}".to_owned()))
-        );
+        theirs.write_all(b"Segmentation fault\n{\"neither\": 1}\n").expect("written");
+        assert_eq!(wire.receive(None), Err(WireError::Nonsense("Segmentation fault".to_owned())));
+        assert_eq!(wire.receive(None), Err(WireError::Nonsense("{\"neither\": 1}".to_owned())));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod shrink;
 mod summary;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::scenario::parse;
@@ -15,16 +16,19 @@ use crate::scenario::run::Ending;
 
 use self::shrink::shrink;
 pub use self::summary::{Counts, Summary};
+use super::generate::{Family, Generated};
 use super::trial::{CaseReport, Repeat, Trial};
 use super::verdict::{Difference, Side, Verdict};
 use super::workers::in_order;
 
-/// How long the shrinking of one difference may take: a scenario in which QEMU waits in vain costs 20
-/// seconds a run.
-const LONGEST_SHRINK: Duration = Duration::from_secs(180);
+/// How long the shrinking of one difference may take.
+const LONGEST_SHRINK: Duration = Duration::from_secs(120);
 
-/// Makes the text of a scenario: the same for the same seed and family on every machine.
-pub type Generate<'g> = dyn Fn(u64, &str) -> String + Sync + 'g;
+/// How long QEMU is waited for while shrinking: leaving out steps makes many a wait vain.
+const SHRINK_WAIT: Duration = Duration::from_secs(2);
+
+/// Makes a scenario: the same for the same seed on every machine.
+pub type Generate<'g> = dyn Fn(u64) -> Generated + Sync + 'g;
 
 /// What is searched through.
 #[derive(Clone, Debug)]
@@ -33,21 +37,21 @@ pub struct SearchOptions {
     pub seed: u64,
     /// How many scenarios there are.
     pub count: u64,
-    /// The families, taken in turn.
-    pub families: Vec<String>,
     /// How many scenarios are run at a time.
     pub jobs: usize,
     /// Where differences are written; made if it is not there.
     pub out: PathBuf,
-    /// How many runs of real QEMU the shrinking of one difference may cost; 0: none is shrunk.
+    /// How many runs of real QEMU the shrinking of one difference may cost.
     pub shrink_budget: u32,
+    /// How many differences are shrunk; further ones are written as they were generated.
+    pub shrink_most: u64,
 }
 
 /// One scenario done.
 #[derive(Clone, Debug)]
 pub struct Done {
     /// Its family.
-    pub family: String,
+    pub family: Family,
     /// Its seed.
     pub seed: u64,
     /// What came of it; the message if the generator's text is no scenario.
@@ -71,8 +75,9 @@ impl Search<'_> {
     /// Does the search. `progress` is told of each scenario in the order of the seeds, with the counts so
     /// far, and ends the search by giving false.
     pub fn run(&self, options: &SearchOptions, progress: &mut dyn FnMut(&Done, &Summary) -> bool) -> Summary {
-        let mut summary = Summary::new(&options.families);
-        let work = |index| self.one(options, index);
+        let mut summary = Summary::default();
+        let to_shrink = AtomicU64::new(options.shrink_most);
+        let work = |index| self.one(options, index, &to_shrink);
         in_order(options.count, options.jobs, work, |done| {
             summary.count(&done);
             progress(&done, &summary)
@@ -81,24 +86,13 @@ impl Search<'_> {
     }
 
     /// Does the scenario number `index`.
-    fn one(&self, options: &SearchOptions, index: u64) -> Done {
+    fn one(&self, options: &SearchOptions, index: u64, to_shrink: &AtomicU64) -> Done {
         let seed = options.seed.wrapping_add(index);
-        let families = options.families.len().max(1) as u64;
-        let family = usize::try_from(index % families)
-            .ok()
-            .and_then(|place| options.families.get(place));
-        let family = family.cloned().unwrap_or_default();
-        let text = (self.generate)(seed, &family);
-        let mut done = Done {
-            result: self.verdict(&text),
-            family,
-            seed,
-            written: None,
-            write_error: None,
-        };
+        let Generated { family, name, text } = (self.generate)(seed);
+        let mut done = Done { result: self.verdict(&text), family, seed, written: None, write_error: None };
         if !matches!(done.result, Ok(Verdict::Same | Verdict::Skipped { .. })) {
-            let dir = options.out.join(format!("{}-{seed}", done.family));
-            match self.write(options, &dir, &text, &done) {
+            let dir = options.out.join(name);
+            match self.write(options, &dir, &text, &done, to_shrink) {
                 Ok(()) => done.written = Some(dir),
                 Err(error) => done.write_error = Some(format!("{}: {error}", dir.display())),
             }
@@ -109,14 +103,18 @@ impl Search<'_> {
     /// The worst verdict of the cases of a scenario.
     fn verdict(&self, text: &str) -> Result<Verdict, String> {
         let scenario = parse("scenario.yaml", text).map_err(|mistakes| mistakes.to_string())?;
-        let reports = self
-            .trial
-            .scenario(&scenario)
-            .map_err(|mistakes| mistakes.to_string())?;
+        let reports = self.trial.scenario(&scenario).map_err(|mistakes| mistakes.to_string())?;
         Ok(worst(reports))
     }
 
-    fn write(&self, options: &SearchOptions, dir: &Path, text: &str, done: &Done) -> std::io::Result<()> {
+    fn write(
+        &self,
+        options: &SearchOptions,
+        dir: &Path,
+        text: &str,
+        done: &Done,
+        to_shrink: &AtomicU64,
+    ) -> std::io::Result<()> {
         std::fs::create_dir_all(dir)?;
         let verdict = match &done.result {
             Ok(verdict) => verdict,
@@ -126,7 +124,11 @@ impl Search<'_> {
             }
         };
         let (mut shown, mut example) = (text.to_owned(), verdict.difference().cloned());
-        if let (Verdict::Different(difference), 1..) = (verdict, options.shrink_budget) {
+        let allowed =
+            || to_shrink.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if let Verdict::Different(difference) = verdict
+            && allowed()
+        {
             std::fs::write(dir.join("generated.yaml"), text)?;
             (shown, example) = self.shrunk(options, text, difference);
         }
@@ -151,16 +153,10 @@ impl Search<'_> {
 
     /// The smallest scenario found that differs in the same way, and its difference.
     fn shrunk(&self, options: &SearchOptions, text: &str, difference: &Difference) -> (String, Option<Difference>) {
-        let once = Search {
-            trial: Trial {
-                repeat: Repeat {
-                    runs: 1,
-                    only_if_different: true,
-                },
-                ..self.trial
-            },
-            ..*self
-        };
+        let mut qemu = self.trial.qemu.clone();
+        qemu.options.longest_wait = Some(SHRINK_WAIT);
+        let repeat = Repeat { runs: 1, only_if_different: true };
+        let once = Search { trial: Trial { qemu: &qemu, repeat, ..self.trial }, ..*self };
         let signature = difference.signature();
         let deadline = Instant::now() + LONGEST_SHRINK;
         let mut smallest = difference.clone();

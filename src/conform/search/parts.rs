@@ -72,11 +72,7 @@ fn in_lines(text: &str) -> Vec<Group> {
             (None, ']' | '}') => {
                 if let Some((from, mut parts)) = open.pop() {
                     let comma = text[..from].trim_end();
-                    let from = if parts.is_empty() {
-                        from
-                    } else {
-                        comma.len() - usize::from(comma.ends_with(','))
-                    };
+                    let from = if parts.is_empty() { from } else { comma.len() - usize::from(comma.ends_with(',')) };
                     if from < at {
                         parts.push(from..at);
                     }
@@ -124,10 +120,7 @@ steps:
 ";
 
     fn listed(groups: &[Group]) -> Vec<Vec<&'static str>> {
-        groups
-            .iter()
-            .map(|group| group.parts.iter().map(|part| &TEXT[part.clone()]).collect())
-            .collect()
+        groups.iter().map(|group| group.parts.iter().map(|part| &TEXT[part.clone()]).collect()).collect()
     }
 
     #[test]
@@ -148,10 +141,7 @@ steps:
 
     #[test]
     fn entries_between_brackets_take_a_comma_along() {
-        assert_eq!(
-            listed(&in_lines(TEXT)),
-            [vec!["1, ", ", 2"], vec!["b: [1, 2], ", ", c: \"d, e\""]]
-        );
+        assert_eq!(listed(&in_lines(TEXT)), [vec!["1, ", ", 2"], vec!["b: [1, 2], ", ", c: \"d, e\""]]);
     }
 
     #[test]

@@ -21,10 +21,7 @@ pub(super) fn shrink(
     valid: &dyn Fn(&str) -> bool,
     holds: &mut dyn FnMut(&str) -> bool,
 ) -> Shrunk {
-    let mut shrunk = Shrunk {
-        text: text.to_owned(),
-        asked: 0,
-    };
+    let mut shrunk = Shrunk { text: text.to_owned(), asked: 0 };
     loop {
         let before = shrunk.text.len();
         round(&mut shrunk, budget, valid, holds);
@@ -78,10 +75,7 @@ mod tests {
         let valid = |text: &str| crate::scenario::parse("t", text).is_ok_and(|scenario| scenario.cases().is_ok());
         let mut holds = |text: &str| text.contains("b: 2") && text.contains("log: e");
         let shrunk = shrink(text, 1000, &valid, &mut holds);
-        assert_eq!(
-            shrunk.text,
-            "steps:\n  - execute: x\n    arguments: {b: 2}\n  - log: e\n"
-        );
+        assert_eq!(shrunk.text, "steps:\n  - execute: x\n    arguments: {b: 2}\n  - log: e\n");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Must never count a scenario twice or not at all.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::conform::verdict::Verdict;
@@ -34,11 +35,7 @@ impl Counts {
     /// The share that is the same of all that could be compared, between 0 and 1; 1 if there were none.
     pub fn agreement(&self) -> f64 {
         let compared = self.same + self.different + self.broken;
-        if compared == 0 {
-            1.0
-        } else {
-            self.same as f64 / compared as f64
-        }
+        if compared == 0 { 1.0 } else { self.same as f64 / compared as f64 }
     }
 
     /// Counts one verdict.
@@ -62,30 +59,16 @@ impl Counts {
     }
 }
 
-/// The counts by family, in the order in which families were asked for.
+/// The counts by family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Name and counts.
-    pub families: Vec<(String, Counts)>,
+    pub families: BTreeMap<&'static str, Counts>,
 }
 
 impl Summary {
-    pub(super) fn new(families: &[String]) -> Summary {
-        Summary {
-            families: families
-                .iter()
-                .map(|family| (family.clone(), Counts::default()))
-                .collect(),
-        }
-    }
-
     pub(super) fn count(&mut self, done: &Done) {
-        let place = self.families.iter().position(|(family, _)| *family == done.family);
-        let place = place.unwrap_or_else(|| {
-            self.families.push((done.family.clone(), Counts::default()));
-            self.families.len() - 1
-        });
-        let counts = &mut self.families[place].1;
+        let counts = self.families.entry(done.family.name()).or_default();
         match &done.result {
             Ok(verdict) => counts.count(verdict),
             Err(_) => counts.invalid += 1,
@@ -95,39 +78,24 @@ impl Summary {
     /// The counts of all families together.
     pub fn all(&self) -> Counts {
         let mut all = Counts::default();
-        self.families.iter().for_each(|(_, counts)| all.add(counts));
+        self.families.values().for_each(|counts| all.add(counts));
         all
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self
-            .families
-            .iter()
-            .map(|(family, _)| family.chars().count())
-            .max()
-            .unwrap_or(0)
-            .max(6);
+        let width = self.families.keys().map(|family| family.len()).max().unwrap_or(0).max(6);
         let mut row = |name: &str, cells: [&str; 6]| {
             write!(f, "{name:width$}")?;
             cells.iter().try_for_each(|cell| write!(f, "  {cell:>9}"))?;
             writeln!(f)
         };
-        row(
-            "family",
-            ["same", "different", "skipped", "unstable", "broken", "invalid"],
-        )?;
-        let all = ("all".to_owned(), self.all());
-        for (family, counts) in self.families.iter().chain([&all]) {
-            let numbers = [
-                counts.same,
-                counts.different,
-                counts.skipped,
-                counts.unstable,
-                counts.broken,
-                counts.invalid,
-            ];
+        row("family", ["same", "different", "skipped", "unstable", "broken", "invalid"])?;
+        let all = ("all", self.all());
+        for (family, counts) in self.families.iter().map(|(family, counts)| (*family, *counts)).chain([all]) {
+            let numbers =
+                [counts.same, counts.different, counts.skipped, counts.unstable, counts.broken, counts.invalid];
             let cells = numbers.map(|number| number.to_string());
             row(family, std::array::from_fn(|place| cells[place].as_str()))?;
         }
@@ -138,24 +106,19 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conform::generate::Family;
 
     #[test]
     fn the_table_adds_up() {
-        let mut summary = Summary::new(&["jobs".to_owned(), "bitmaps".to_owned()]);
-        let done = |family: &str, result| Done {
-            family: family.to_owned(),
-            seed: 1,
-            result,
-            written: None,
-            write_error: None,
-        };
-        summary.count(&done("jobs", Ok(Verdict::Same)));
-        summary.count(&done("bitmaps", Ok(Verdict::Skipped { why: "x".to_owned() })));
-        summary.count(&done("bitmaps", Err("y".to_owned())));
+        let mut summary = Summary::default();
+        let done = |family, result| Done { family, seed: 1, result, written: None, write_error: None };
+        summary.count(&done(Family::Jobs, Ok(Verdict::Same)));
+        summary.count(&done(Family::Bitmaps, Ok(Verdict::Skipped { why: "x".to_owned() })));
+        summary.count(&done(Family::Bitmaps, Err("y".to_owned())));
         let expected = "\
 family        same  different    skipped   unstable     broken    invalid
-jobs             1          0          0          0          0          0
 bitmaps          0          0          1          0          0          1
+jobs             1          0          0          0          0          0
 all              1          0          1          0          0          1
 ";
         assert_eq!(summary.to_string(), expected);
