@@ -246,7 +246,6 @@ impl Backend for SimBackend {
 
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
         let machine = self.machine()?;
-        let start = machine.block.stdout.borrow().len();
         let said = if self.0.concurrent.get() > 0 {
             machine.guest_command(node, command).await
         } else {
@@ -254,7 +253,8 @@ impl Backend for SimBackend {
             let said = machine.in_monitor(async move { handler.qemu_io(&node, &line).await }).await;
             said.unwrap_or_default()
         };
-        let output = machine.block.stdout.borrow()[start..].to_owned();
+        // Everything since the last command, as somebody sees it who reads the process's output.
+        let output = machine.block.stdout.take();
         Ok(QemuIoReply { output, reply: json!({ "return": said }) })
     }
 
