@@ -83,11 +83,14 @@ pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
     if let Some(observe) = options.observe {
         observe(&sim);
     }
+    let (host, locks): (Rc<Host>, Rc<FileLocks>) = (Rc::new(host), Rc::default());
+    let quirks = Quirks::of(compat);
     let backend = SimBackend(Rc::new(Shared {
+        img: ImgEnv::new(sim.clone(), quirks, host.clone(), locks.clone(), seed),
         sim: sim.clone(),
-        host: Rc::new(host),
-        locks: Rc::default(),
-        quirks: Quirks::of(compat),
+        host,
+        locks,
+        quirks,
         seed,
         timing: case.settings.timing.clone(),
         machine: RefCell::default(),
@@ -124,6 +127,7 @@ fn stuck_outcome(case: &Case, recorder: &Recorder, stuck: &Stuck) -> CaseOutcome
 }
 
 struct Shared {
+    img: ImgEnv,
     sim: Sim,
     host: Rc<Host>,
     locks: Rc<FileLocks>,
@@ -189,18 +193,6 @@ impl SimBackend {
         self.0.dead.borrow_mut().take();
     }
 
-    /// Where qemu-img runs: on the same host, as a process of its own.
-    fn img_env(&self) -> ImgEnv {
-        ImgEnv {
-            sim: self.0.sim.clone(),
-            quirks: self.0.quirks,
-            host: self.0.host.clone(),
-            locks: self.0.locks.clone(),
-            seed: self.0.seed,
-            process: self.new_process(),
-        }
-    }
-
     fn watched(&self) -> Option<Rc<Machine>> {
         self.0.machine.borrow().clone().or_else(|| self.0.dead.borrow().clone())
     }
@@ -208,7 +200,7 @@ impl SimBackend {
 
 impl Backend for SimBackend {
     async fn image(&self, spec: &ImageSpec) -> Result<(), RunError> {
-        crate::img::create_for_scenario(&self.img_env(), &img_spec(spec)).await.map_err(RunError::failed)
+        crate::img::create_for_scenario(&self.0.img, &img_spec(spec)).await.map_err(RunError::failed)
     }
 
     async fn launch(&self) -> Result<(), RunError> {
@@ -267,7 +259,7 @@ impl Backend for SimBackend {
     }
 
     async fn qemu_img(&self, args: &[String]) -> Result<QemuImgOutput, RunError> {
-        let output = crate::img::run(&self.img_env(), args).await;
+        let output = crate::img::run(&self.0.img, args).await;
         Ok(QemuImgOutput { stdout: output.stdout, stderr: output.stderr, status: output.status })
     }
 

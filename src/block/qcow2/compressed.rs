@@ -15,7 +15,7 @@ use crate::store::Content;
 
 use super::Qcow2;
 use super::l2::Mapping;
-use super::layout::{COMPRESSED, COMPRESSED_SECTOR, COPIED};
+use super::layout::{COMPRESSED, COMPRESSED_SECTOR, ClusterType};
 use super::pool::TaskPool;
 
 /// How far back a match may reach, bytes.
@@ -73,7 +73,7 @@ impl Qcow2 {
     /// Allocates room for a compressed cluster and points its L2 entry there.
     async fn map_compressed(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<u64> {
         let place = self.writable_l2(block, offset).await?;
-        if place.table.read(|table| table.get(place.index)) & COPIED != 0 {
+        if ClusterType::of(place.table.read(|table| table.get(place.index))).is_allocated() {
             return Err(Errno::EIO);
         }
         let host = self.alloc_bytes(block, bytes).await?;

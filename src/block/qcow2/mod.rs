@@ -14,7 +14,7 @@
 //! | `l2` | guest offset to host offset |
 //! | `read`, `write`, `inflight`, `link`, `zero`, `compressed`, `pool` | guest requests |
 //! | `overlap` | no write may hit foreign metadata; corruption |
-//! | `resize`, `bitmaps`, `bitmap_store`, `bitmap_format`, `snapshot`, `check` | everything else |
+//! | `resize`, `bitmaps`, `bitmap_store`, `bitmap_format`, `snapshot`, `check`, `repair`, `rebuild` | everything else |
 //!
 //! Nothing here may panic on any image's bytes, and nothing writes to the file but through
 //! [`Block`]. Guest data are never materialised, only cut and joined.
@@ -25,6 +25,7 @@ mod bitmap_store;
 mod bitmaps;
 mod cache;
 mod cache_io;
+mod check;
 mod close;
 mod compressed;
 mod create;
@@ -40,8 +41,10 @@ mod options;
 mod overlap;
 mod pool;
 mod read;
+mod rebuild;
 mod refcount;
 mod refgrow;
+mod repair;
 mod resize;
 mod snapshot;
 mod table;
@@ -62,6 +65,7 @@ use refcount::Reftable;
 use snapshot::SnapshotTable;
 use table::{L2Table, Refblock};
 
+pub use check::{CheckResult, Fix};
 pub use info::{BitmapInfo, Qcow2Info};
 pub use options::{OpenFlags, Preallocation, Qcow2CreateOptions, Qcow2Options};
 pub use snapshot::Snapshot;

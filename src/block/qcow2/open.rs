@@ -8,11 +8,12 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::{Block, BlkdebugEvent, NodeId, ReqFlags};
-use crate::errno::Res;
+use crate::errno::{Errno, Res};
 use crate::sim::CoMutex;
 
 use super::Qcow2;
 use super::cache::{Cache, CacheKind};
+use super::check::Fix;
 use super::extensions::{read_extensions, unknown_features};
 use super::header::{
     AUTOCLEAR_BITMAPS, COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, INCOMPAT_CORRUPT,
@@ -123,11 +124,18 @@ impl Qcow2 {
         rewrite: bool,
         dirty: bool,
     ) -> Result<(), String> {
-        let _ = dirty;
         let rewritten = self.load_bitmaps(block).await?;
         if rewrite && !rewritten && !flags.read_only {
             let updated = self.update_header(block).await;
             updated.map_err(|error| format!("Could not update qcow2 header: {error}"))?;
+        }
+        if dirty && !flags.check && !flags.read_only {
+            let failed = |error| format!("Could not repair dirty image: {error}");
+            let (result, outcome) = self.check_locked(block, Fix::ALL).await;
+            outcome.map_err(failed)?;
+            if result.check_errors > 0 {
+                return Err(failed(Errno::EIO));
+            }
         }
         Ok(())
     }

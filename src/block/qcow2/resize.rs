@@ -14,7 +14,6 @@ use crate::store::Content;
 use super::Qcow2;
 use super::layout::{ENTRY_BYTES, L1E_OFFSET_MASK, MAX_L1_BYTES, REFT_OFFSET_MASK};
 use super::options::Preallocation;
-use super::overlap::Area;
 use super::refcount::DiscardType;
 use super::table::{entry_bytes, prefix_content};
 use super::zero::Clear;
@@ -316,13 +315,5 @@ impl Qcow2 {
             extras.backing_format = format.filter(|f| !f.is_empty()).map(str::to_owned);
         }
         self.update_header(block).await
-    }
-
-    /// Writes an L1 table in place as a whole and makes it durable (repairs).
-    pub(super) async fn rewrite_l1(&self, block: &Rc<Block>) -> Res<()> {
-        let bytes = entry_bytes(&self.l1.borrow());
-        let len = bytes.len() as u64;
-        self.check_overlap(block, Some(Area::ActiveL1), self.l1_offset.get(), len).await?;
-        self.write_sync(block, self.l1_offset.get(), prefix_content(bytes, len)).await
     }
 }
