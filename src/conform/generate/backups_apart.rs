@@ -7,7 +7,7 @@ use super::disks::{Target, Wish, image_step, path};
 use super::guest::Mix;
 use super::model::Format;
 use super::world::{World, action, transaction};
-use super::yaml::{Args, Procedure, Step, args};
+use super::yaml::{Args, Step, args};
 
 /// Backups with wrong arguments; none of them starts.
 pub(super) fn wrong_arguments(world: &mut World) {
@@ -276,7 +276,9 @@ pub(super) fn two_in_a_transaction(world: &mut World) {
     let fails = world.one_in(2);
     let extra = extra_action(world, fails);
     if !grouped || fails {
-        let at = world.rng.below(actions.len() as u64 + 1) as usize;
+        // QEMU 7.2 hangs when it rolls back two grouped backups: each waits for the other one to run.
+        let places = if grouped { 2 } else { 3 };
+        let at = world.rng.below(places) as usize;
         actions.insert(at, extra);
     }
     let mode = if grouped {
@@ -346,17 +348,5 @@ fn follow_both(world: &mut World, backups: &[(usize, Backup, Target)], grouped: 
     for (((disk, backup, target), before), version) in backups.iter().zip(before).zip(versions) {
         world.settle(*disk, backup, before, End::Success);
         world.verify_full(*disk, backup, target, version);
-    }
-}
-
-/// The procedure that looks at the bitmap of a table's scenario.
-pub(super) fn check() -> Procedure {
-    let expect = Step::new("expect-bitmap", "drive0")
-        .with("name", "b")
-        .with("clusters", "{{ expected }}");
-    Procedure {
-        name: "check",
-        params: vec!["expected"],
-        steps: vec![Step::new("query-bitmaps", args()), expect],
     }
 }

@@ -72,8 +72,40 @@ fn round(world: &mut World) {
         15 => sha256(world, disk),
         16 | 17 => world.query_bitmaps(),
         18 if world.one_in(3) => reopen(world, disk),
+        18 if world.one_in(3) => malformed(world, disk),
         _ => drop(world.add_bitmap(disk, false)),
     }
+}
+
+/// A command whose arguments QEMU does not even look at.
+fn malformed(world: &mut World, disk: usize) {
+    let node = args().set("node", &world.disks[disk].node);
+    let bitmap = || node.clone().set("name", "b");
+    let target = || node.clone().set("target", "b");
+    let list = [
+        ("block-dirty-bitmap-add", node.clone()),
+        ("block-dirty-bitmap-add", bitmap().set("granularity", "big")),
+        ("block-dirty-bitmap-add", bitmap().set("persistent", "yes")),
+        ("block-dirty-bitmap-add", bitmap().set("size", 1_u64)),
+        ("block-dirty-bitmap-remove", args().set("name", "b")),
+        ("block-dirty-bitmap-clear", node.clone().set("name", 1_u64)),
+        ("block-dirty-bitmap-merge", target()),
+        ("block-dirty-bitmap-merge", target().set("bitmaps", "b")),
+        ("block-dirty-bitmap-merge", target().set("bitmaps", vec![node.clone()])),
+        ("block-dirty-bitmap-merge", target().set("bitmaps", vec![1_u64])),
+    ];
+    let (command, arguments) = world.pick(&list);
+    if world.one_in(3) {
+        let bad = [
+            action("block-dirty-bitmap-shake", args()),
+            args().set("type", "block-dirty-bitmap-clear"),
+            action("block-dirty-bitmap-clear", node),
+            args().set("data", args()),
+        ];
+        let bad = world.pick(&bad);
+        return world.step(transaction(None, vec![bad]));
+    }
+    world.execute(command, arguments);
 }
 
 fn sha256(world: &mut World, disk: usize) {

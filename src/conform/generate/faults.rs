@@ -9,14 +9,14 @@ use super::guest::Mix;
 use super::model::{Bitmap, Disk, Format};
 use super::pick::BITMAPS;
 use super::world::{Level, World};
-use super::yaml::{Args, Script, Step, Yaml, args};
+use super::yaml::{Args, Script, Step, args};
 
 const KIB: u64 = 1 << 10;
 
 /// Writes a scenario of the family.
 pub(super) fn generate(mut world: World, name: String, description: String) -> Script {
     if world.one_in(7) {
-        return table(world, name, description);
+        return super::tables::faults(world, name, description);
     }
     world.vm("launch");
     let phases = match world.level {
@@ -551,91 +551,3 @@ fn bad_sector(world: &mut World) {
         world.query_jobs();
     }
 }
-
-/// One error of the target: a line for each policy.
-fn table(mut world: World, name: String, description: String) -> Script {
-    let size: u64 = 4 << 20;
-    let on_source = world.one_in(3);
-    let side = if on_source {
-        "on-source-error"
-    } else {
-        "on-target-error"
-    };
-    world.step(Step::new(
-        "log",
-        format!("=== errno {{{{ errno }}}}, {side} {{{{ policy }}}}{STOPS} ==="),
-    ));
-    world.step(Step::new("image", "img").with("size", "{{ size }}"));
-    world.vm("launch");
-    world.open_as("drive0", Format::Qcow2, "img", false, None);
-    let mut disk = Disk::new("drive0", Format::Qcow2, size);
-    (disk.image, disk.cluster) = (Some("img".to_string()), 65536);
-    world.disks.push(disk);
-    world.guest_at(0, 3, Mix::Writes);
-    let event = if on_source {
-        "read_aio"
-    } else {
-        world.pick(&["write_aio", "cluster_alloc", "pwritev"])
-    };
-    let rule = args().set("event", event).set("errno", "{{ errno }}").set("once", true);
-    if on_source {
-        world.reopen_with_rules(0, Vec::new(), vec![rule.clone()]);
-    }
-    world.execute("block-dirty-bitmap-add", args().set("node", "drive0").set("name", "b"));
-    world.guest_at(0, 2, Mix::Writes);
-    world.guest_commands("drive0", vec!["write -P0x55 1M 64K".to_string()]);
-    world.step(Step::new("image", "target").with("size", "{{ size }}"));
-    if on_source {
-        world.open_as("target", Format::Qcow2, "target", false, None);
-    } else {
-        world.add_with_rules("target", Format::Qcow2, "target", Vec::new(), vec![rule]);
-    }
-    let mut backup = Backup::new("job0".to_string(), "drive0", "target");
-    (backup.sync, backup.bitmap, backup.auto_dismiss) = ("bitmap", Some("b".to_string()), false);
-    backup.mode = Some(world.pick(&["on-success", "always", "never"]));
-    let policy = Some("{{ policy }}");
-    let policy_side = if on_source {
-        &mut backup.on_source_error
-    } else {
-        &mut backup.on_target_error
-    };
-    *policy_side = policy;
-    world.start(&backup);
-    let stopped = world.inside(|world| {
-        world.started("job0");
-        world.stopped_again(&backup);
-        world.query_jobs();
-        world.either(["job-resume", "block-job-resume"], "job0");
-    });
-    stopped
-        .into_iter()
-        .for_each(|step| world.step(step.with("when", "stops")));
-    world.step(backup.run_job());
-    world.query_bitmaps();
-    let lines = world.rng.between(2, 5) as usize;
-    let mut all = Vec::new();
-    for name in ["report", "ignore", "stop", "enospc", "auto"] {
-        all.extend([5, 28].map(|errno| Policy {
-            name: Some(name),
-            errno,
-        }));
-    }
-    let line = |policy: Policy| {
-        let name = policy.name.unwrap_or_default();
-        args()
-            .set("errno", policy.errno)
-            .set("policy", name)
-            .set("stops", policy.stops())
-    };
-    let cases = world.some_of(&all, lines).into_iter().map(line).collect();
-    let vars = args().set("size", Yaml::from(size));
-    let case_name = Some("{{ policy }} {{ errno }}".to_string());
-    Script {
-        vars,
-        cases,
-        case_name,
-        ..world.script(name, description)
-    }
-}
-
-const STOPS: &str = "{{ ', stops' if stops else '' }}";

@@ -184,7 +184,7 @@ fn read(world: &mut World, one: &Snapshot) {
 fn discard(world: &mut World, one: &Snapshot) {
     let size = world.disks[one.frozen].size;
     let clusters = size / one.cluster;
-    if (one.unmap && size % one.cluster != 0) || clusters == 0 {
+    if (one.unmap && !size.is_multiple_of(one.cluster)) || clusters == 0 {
         return world.query_bitmaps();
     }
     let first = world.rng.below(clusters);

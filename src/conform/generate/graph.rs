@@ -141,53 +141,70 @@ fn wrong_add(world: &mut World) {
     let disk = any_disk(world);
     let model = world.disks[disk].clone();
     let image = model.image.clone().unwrap_or_else(|| "missing".to_string());
+    if world.one_in(3) {
+        let arguments = world.pick(&[names_refused(&model), drivers_refused()].concat());
+        return world.execute("blockdev-add", arguments);
+    }
+    let arguments = world.pick(&options_refused(&model.node, &image));
+    world.execute("blockdev-add", arguments);
+    if world.one_in(4) {
+        // Some of these are taken, depending on the disk; then the node is in nobody's way for long.
+        world.execute("blockdev-del", args().set("node-name", "new"));
+    }
+}
+
+fn names_refused(model: &Disk) -> Vec<Args> {
+    let names = [
+        model.node.as_str(),
+        "",
+        "1st",
+        "a b",
+        "a-node-name-that-is-too-long-for-qemu",
+    ];
+    let null = || args().set("driver", "null-co");
+    let mut list: Vec<Args> = names.map(|name| null().set("node-name", name)).to_vec();
+    list.push(null());
+    list
+}
+
+fn drivers_refused() -> Vec<Args> {
     let new = || args().set("node-name", "new");
-    let over = |driver: &str, image: &str| new().set("driver", driver).set("file", file(image));
-    let null = |name: &str| args().set("node-name", name).set("driver", "null-co");
-    let list: Vec<Args> = vec![
-        null(&model.node),
-        null(""),
-        null("1st"),
-        null("a b"),
-        null("a-node-name-that-is-too-long-for-qemu"),
-        args().set("driver", "null-co"),
-        new().set("driver", "qcow3"),
+    vec![
         new(),
+        new().set("driver", "qcow3"),
         new().set("driver", "qcow2"),
         new().set("driver", "file"),
         new().set("driver", "file").set("filename", path("missing")),
-        over("qcow2", "missing"),
-        over("qcow2", &image),
-        over("raw", &image),
-        over("qcow2", &image).set("read-only", true),
-        over("qcow2", &image).set("force-share", true),
-        over("qcow2", &image).set("bogus", 1_u64),
-        over("qcow2", &image).set("read-only", "maybe"),
-        over("qcow2", &image).set("discard", "never"),
-        over("qcow2", &image).set("detect-zeroes", "unmap"),
-        new().set("driver", "qcow2").set("file", "nothing"),
-        new().set("driver", "qcow2").set("file", &model.node),
-        new()
-            .set("driver", "raw")
-            .set("file", file(&image))
-            .set("offset", 100_u64),
         new().set("driver", "blkdebug"),
         new().set("driver", "blkdebug").set("image", "nothing"),
-        new()
-            .set("driver", "blkdebug")
-            .set("image", &model.node)
-            .set("inject-error", vec![args().set("event", "bogus")]),
-        new()
-            .set("driver", "blkdebug")
-            .set("image", &model.node)
-            .set("align", 100_u64),
         new().set("driver", "null-co").set("size", "big"),
-        over("qcow2", &image).set("backing", "nothing"),
-    ];
-    let arguments = world.pick(&list);
-    world.execute("blockdev-add", arguments);
-    // Some of these are taken, depending on the disk; then the node is in nobody's way for long.
-    world.execute("blockdev-del", args().set("node-name", "new"));
+    ]
+}
+
+/// Options that are refused, most of them whatever the disk is like.
+fn options_refused(node: &str, image: &str) -> Vec<Args> {
+    let new = || args().set("node-name", "new");
+    let over = |driver: &str, image: &str| new().set("driver", driver).set("file", file(image));
+    let blkdebug = || new().set("driver", "blkdebug").set("image", node);
+    vec![
+        over("qcow2", "missing"),
+        over("qcow2", image),
+        over("raw", image),
+        over("qcow2", image).set("read-only", true),
+        over("qcow2", image).set("force-share", true),
+        over("qcow2", image).set("bogus", 1_u64),
+        over("qcow2", image).set("read-only", "maybe"),
+        over("qcow2", image).set("discard", "never"),
+        over("qcow2", image).set("detect-zeroes", "unmap"),
+        over("qcow2", image).set("backing", "nothing"),
+        over("raw", image).set("offset", 100_u64),
+        new().set("driver", "qcow2").set("file", "nothing"),
+        new().set("driver", "qcow2").set("file", node),
+        blkdebug().set("inject-error", vec![args().set("event", "bogus")]),
+        blkdebug().set("inject-error", vec![args().set("errno", 5_u64)]),
+        blkdebug().set("set-state", vec![args().set("event", "read_aio").set("state", 1_u64)]),
+        blkdebug().set("align", 100_u64),
+    ]
 }
 
 fn wrong_delete(world: &mut World) {
@@ -351,7 +368,9 @@ fn overlay(world: &mut World) {
             .set("node-name", &node)
             .set("driver", "qcow2")
             .set("file", file(&top));
-        world.execute("blockdev-add", options.clone());
+        if world.coin() {
+            world.execute("blockdev-add", options.clone());
+        }
         world.execute("blockdev-add", options.set("backing", &disk.node));
     }
     let (offset, bytes) = world.place(disk.size);
@@ -371,9 +390,11 @@ fn overlay(world: &mut World) {
         let map = Step::new("qemu-io", &node).with("command", "map").with("output", true);
         world.step(map);
     }
-    world.execute("blockdev-del", args().set("node-name", &disk.node));
+    if world.one_in(3) {
+        // In use, so that it stays.
+        world.execute("blockdev-del", args().set("node-name", &disk.node));
+    }
     world.execute("blockdev-del", args().set("node-name", &node));
-    // The disk is still there: it was in use when it should have gone.
 }
 
 fn bitmaps(world: &mut World) {

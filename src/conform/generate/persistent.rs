@@ -32,7 +32,7 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
     }
     world.vm("launch");
     let mut size = world.disk_size(64 << 20);
-    if size % 65536 != 0 && world.coin() {
+    if !size.is_multiple_of(65536) && world.coin() {
         size = 16 << 20;
     }
     let cluster = world.cluster_size(size);
@@ -133,7 +133,7 @@ fn work(world: &mut World, image: &mut Image) {
         match world.rng.below(8) {
             0..=2 => command(world, image),
             3 => merge(world),
-            4 => toggle_read_only(world),
+            4 => toggle_read_only(world, image),
             5 if world.one_in(2) => locked(world),
             _ => world.query_bitmaps(),
         }
@@ -180,7 +180,7 @@ fn merge(world: &mut World) {
 }
 
 /// The node turns read-only and back; the bitmaps go with it.
-fn toggle_read_only(world: &mut World) {
+fn toggle_read_only(world: &mut World, image: &mut Image) {
     let Some(file) = world.disks[0].file_node.clone() else {
         return world.query_bitmaps();
     };
@@ -203,6 +203,13 @@ fn toggle_read_only(world: &mut World) {
             world.query_bitmaps();
         }
     }
+    // They were stored on the way, so that a kill finds them in the image.
+    image.stored = world.disks[0]
+        .bitmaps
+        .iter()
+        .filter(|bitmap| bitmap.persistent)
+        .cloned()
+        .collect();
     // What a transient bitmap is afterwards, QEMU is asked and not the model.
     world.disks[0]
         .bitmaps

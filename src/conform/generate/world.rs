@@ -263,7 +263,7 @@ impl World {
     pub(super) fn new_drive(&mut self) -> String {
         let taken = |name: &String| self.disks.iter().any(|disk| disk.node == *name);
         let names = (0..).map(|number| format!("drive{number}"));
-        let free = names.skip_while(taken).next();
+        let free = names.into_iter().find(|name| !taken(name));
         free.unwrap_or_else(|| "drive".to_string())
     }
 

@@ -154,14 +154,6 @@ impl Step {
         self.options.push((key.to_string(), Shown::Rows(rows)));
         self
     }
-
-    /// The verb, or the command that it executes.
-    pub(super) fn kind(&self) -> &str {
-        match &self.value {
-            Yaml::Text(command) if self.verb == "execute" => command,
-            _ => &self.verb,
-        }
-    }
 }
 
 /// A procedure of a scenario.
@@ -341,7 +333,9 @@ fn plain(value: &Yaml) -> String {
 /// A string, in quotes where it would else be read as something other than itself.
 fn scalar(text: &str) -> String {
     let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '/' | '.' | '-');
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '/') || is_option(text);
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '/')
+        || is_option(text)
+        || is_measure(text);
     let plain = starts_well
         && text.chars().all(|c| word(c) || c == ' ')
         && !text.ends_with(' ')
@@ -356,6 +350,12 @@ fn scalar(text: &str) -> String {
 fn is_option(text: &str) -> bool {
     let name = text.trim_start_matches('-');
     name.len() < text.len() && name.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Whether `text` is a number with a unit (`64K`, `200ms`), which no reader takes for a number.
+fn is_measure(text: &str) -> bool {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    unit.len() < text.len() && matches!(unit, "K" | "M" | "G" | "ms" | "us" | "s")
 }
 
 fn quoted(text: &str) -> String {
@@ -383,6 +383,7 @@ mod tests {
         assert_eq!(out, "  - execute: query-jobs\n    arguments: {id: \"null\", n: 3}\n");
         assert_eq!(scalar("--add"), "--add");
         assert_eq!(scalar("-"), "\"-\"");
+        assert_eq!(scalar("200ms"), "200ms");
         assert_eq!(scalar("65536"), "\"65536\"");
         assert_eq!(scalar("--output=json"), "\"--output=json\"");
     }
