@@ -30,10 +30,6 @@ impl Compat {
         Compat::ALL.into_iter().find(|c| c.name() == name)
     }
 
-    /// Its differences.
-    pub fn quirks(self) -> Quirks {
-        Quirks::of(self)
-    }
 }
 
 macro_rules! quirks {

@@ -84,7 +84,7 @@ pub fn parse_duration(text: &str) -> Result<u64, UnitError> {
 pub fn format_duration(ns: u64) -> String {
     let (scale, unit) = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")]
         .into_iter()
-        .find(|(scale, _)| ns != 0 && ns % scale == 0)
+        .find(|(scale, _)| ns != 0 && ns.is_multiple_of(*scale))
         .unwrap_or((1, "ns"));
     format!("{}{unit}", ns / scale)
 }

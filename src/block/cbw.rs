@@ -103,17 +103,17 @@ impl CopyBeforeWrite {
         let (length, cluster) = (block.node(source).length.get(), copy.cluster_size);
         let filter = block.node(node);
         let mut list = filter.bitmaps.borrow_mut();
-        let done = list.create(length, cluster, None);
-        let access = list.create(length, cluster, None);
+        let done = list.create(length, cluster, None).map_err(|fault| fault.to_string())?;
+        let access = list.create(length, cluster, None).map_err(|fault| fault.to_string())?;
         for id in [done, access] {
             if let Some(bitmap) = list.get_mut(id) {
-                bitmap.set_enabled(false);
+                bitmap.disabled = true;
             }
         }
         drop(list);
-        let contents = copy.with_bitmap(block, |copy| copy.clone());
+        let contents = copy.with_bitmap(block, |copy| copy.contents());
         if let Some(bitmap) = filter.bitmaps.borrow_mut().get_mut(access) {
-            bitmap.merge_from(&contents);
+            bitmap.restore(contents);
         }
         let mut timeout = u64::from(options.timeout_s) * 1_000_000_000;
         if block.quirks.cbw_timeout_32_bits {
@@ -277,7 +277,7 @@ impl Block {
             let locked = cbw.lock(self, pos, bytes - content.len())?;
             let piece = self.co_pread(locked.from, pos, locked.bytes, ReqFlags::NONE).await;
             cbw.unlock(self, &locked);
-            content.push(&piece?);
+            content.push(piece?);
         }
         Ok(content)
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::bitmap::BitmapId;
 use crate::errno::{Errno, Res};
 
+use super::blkdebug::Blkdebug;
 use super::cbw::{CbwOptions, CopyBeforeWrite};
 use super::flags::ReqFlags;
 use super::graph::Block;
@@ -166,6 +167,71 @@ impl Block {
         self.unref(filter.id).await;
         if file.is_some() {
             self.unref(below).await;
+        }
+    }
+
+    /// Puts `overlay` on top of `node`: the node's parents use the overlay, whose backing file the node
+    /// becomes (`bdrv_append`).
+    pub async fn append(self: &Rc<Self>, node: &Rc<Node>, overlay: &Rc<Node>) -> Result<(), String> {
+        let lock = self.graph_write_lock().await;
+        let attached = self.attach(Parent::Node(overlay.id), "backing", Role::Cow, node.id, None);
+        let replaced = attached.and_then(|edge| {
+            self.replace_node(node.id, overlay.id).inspect_err(|_| {
+                self.detach(&edge);
+                node.references.set(node.references.get().saturating_sub(1));
+            })
+        });
+        self.graph_write_unlock(lock).await;
+        if replaced.is_ok()
+            && let Some(qcow2) = overlay.qcow2()
+        {
+            qcow2.set_backing_node(Some(node.id));
+        }
+        replaced
+    }
+
+    /// Recomputes what a node takes from its children after its own options have changed.
+    pub fn refresh_node_permissions(&self, node: NodeId) -> Result<(), String> {
+        self.refresh_permissions(&[node])
+    }
+
+    /// Drops the monitor's reference on every node (`bdrv_close_all`).
+    pub async fn close_all(self: &Rc<Self>) {
+        for node in self.live_nodes() {
+            if node.monitor_owned.replace(false) {
+                self.unref(node.id).await;
+            }
+        }
+    }
+
+    /// The process has died: forgets nodes and locks without closing anything.
+    pub fn abandon(&self) {
+        self.locks.release_process(self.process);
+        for node in self.live_nodes() {
+            node.children.borrow_mut().clear();
+            node.parents.borrow_mut().clear();
+            *node.driver.borrow_mut() = Driver::None;
+            self.remove_node(node.id);
+        }
+        self.backends.borrow_mut().clear();
+    }
+
+    /// The first blkdebug node at or below `id`.
+    pub fn find_blkdebug(&self, id: NodeId) -> Option<Rc<Blkdebug>> {
+        let node = self.node(id);
+        if let Driver::Blkdebug(blkdebug) = &*node.driver.borrow() {
+            return Some(blkdebug.clone());
+        }
+        node.primary_child().and_then(|child| self.find_blkdebug(child))
+    }
+
+    /// Bytes that the node's file really takes on the host.
+    pub fn allocated_size(&self, id: NodeId) -> Option<u64> {
+        let node = self.node(id);
+        match &*node.driver.borrow() {
+            Driver::File(file) => Some(file.store.allocated_bytes()),
+            Driver::Null(_) => Some(0),
+            _ => node.primary_child().and_then(|child| self.allocated_size(child)),
         }
     }
 

@@ -26,6 +26,19 @@ pub struct FileDriver {
     pub process: u32,
 }
 
+/// Sets a file's length, bytes. An empty file that grows gets its first block written, which helps QEMU to
+/// probe alignments later (`allocate_first_block` in `block/file-posix.c`) and is why a new raw image
+/// begins with data.
+pub fn truncate(store: &Store, size: u64) -> Res<()> {
+    const FIRST_BLOCK: u64 = 4096;
+    let first = store.len() == 0 && size > 0;
+    store.truncate(size)?;
+    if first {
+        store.write(0, &Content::zeros(if size < FIRST_BLOCK { 512.min(size) } else { FIRST_BLOCK }))?;
+    }
+    Ok(())
+}
+
 struct Lock {
     file: Rc<Store>,
     process: u32,
@@ -138,7 +151,7 @@ impl FileDriver {
     /// Sets the file's length, bytes.
     pub async fn truncate(&self, block: &Block, node: &Node, size: u64) -> Res<()> {
         self.device(block, node, Operation::Write, size, 0).await?;
-        self.store.truncate(size)
+        truncate(&self.store, size)
     }
 
     /// Data or hole (`lseek`), without a yield.

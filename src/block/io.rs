@@ -63,7 +63,7 @@ impl Block {
         }
         let mut content = self.driver_pread(node, offset, readable).await?;
         if readable < bytes {
-            content.push(&Content::zeros(bytes - readable));
+            content.push(Content::zeros(bytes - readable));
         }
         Ok(content)
     }
@@ -164,14 +164,14 @@ impl Block {
             if tail > 0 {
                 self.own_event(node, BlkdebugEvent::PwritevRmwAfterTail).await;
             }
-            merged.push(&blocks.slice(0, head));
+            merged.push(blocks.slice(0, head));
             behind = blocks.slice(end - start, tail);
         } else {
             if head > 0 {
                 self.own_event(node, BlkdebugEvent::PwritevRmwHead).await;
                 let block = self.aligned_pread(node, start, align).await?;
                 self.own_event(node, BlkdebugEvent::PwritevRmwAfterHead).await;
-                merged.push(&block.slice(0, head));
+                merged.push(block.slice(0, head));
             }
             if tail > 0 {
                 self.own_event(node, BlkdebugEvent::PwritevRmwTail).await;
@@ -180,8 +180,8 @@ impl Block {
                 behind = block.slice(align - tail, tail);
             }
         }
-        merged.push(&content);
-        merged.push(&behind);
+        merged.push(content);
+        merged.push(behind);
         Ok((start, merged))
     }
 
@@ -289,7 +289,7 @@ impl Block {
         request: &TrackedRequest<'_>,
         flags: ReqFlags,
     ) -> Res<()> {
-        if node.is_read_only() || node.bitmaps.borrow().has_readonly() {
+        if node.is_read_only() || node.bitmaps.borrow().any_readonly() {
             return Err(Errno::EPERM);
         }
         request.wait(flags.contains(ReqFlags::NO_WAIT)).await
@@ -310,7 +310,8 @@ impl Block {
     /// The node's length has changed; its bitmaps follow.
     pub(super) fn set_length(&self, node: &Node, length: u64) {
         node.length.set(length);
-        node.bitmaps.borrow_mut().resize(length);
+        // A bitmap too large for the new length keeps its old size; QEMU has no error for it here.
+        let _ = node.bitmaps.borrow_mut().truncate(length);
         let parents = node.parents.borrow();
         let filters: Vec<NodeId> = parents.iter().filter_map(|edge| edge.parent_node()).collect();
         drop(parents);

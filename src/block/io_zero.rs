@@ -209,7 +209,7 @@ impl Block {
             let node = self.node(node);
             let node = &*node;
             self.check_driver(node)?;
-            if node.bitmaps.borrow().has_readonly() {
+            if node.bitmaps.borrow().any_readonly() {
                 return Err(Errno::EPERM);
             }
             checked_end(offset, bytes)?;

@@ -322,7 +322,7 @@ impl Block {
         }));
         let format = match format {
             Some(format) => format,
-            None if self.host.is_qcow2(filename) => "qcow2",
+            None if self.probe_qcow2(filename) => "qcow2",
             None => "raw",
         };
         let driver = match format {
@@ -333,6 +333,12 @@ impl Block {
             other => return Err(format!("Unknown driver '{other}'")),
         };
         Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver })
+    }
+
+    /// Whether a file begins like a qcow2 image.
+    fn probe_qcow2(&self, filename: &str) -> bool {
+        let head = self.host.open(filename).and_then(|store| store.read(0, 4));
+        head.is_ok_and(|head| head.to_vec() == *b"QFI\xfb")
     }
 
     async fn open_blkdebug(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, spec: &BlkdebugOptions) -> Opened {

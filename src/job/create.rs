@@ -2,10 +2,12 @@
 //!
 //! It is a job without block-job events; the image itself is the format driver's work.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::block::open::{ChildRef, DriverOptions, OpenOptions};
 use crate::block::qcow2::{Qcow2, Qcow2CreateOptions};
-use crate::block::{Block, Operation};
+use crate::block::{Block, NodeId, Operation, truncate};
 use crate::errno::Errno;
 use crate::sim::Footprint;
 
@@ -25,6 +27,10 @@ pub enum CreateOptions {
     Qcow2 {
         /// The node.
         file: String,
+        /// `data-file`, which is looked up and then refused.
+        data_file: Option<String>,
+        /// `data-file-raw`.
+        data_file_raw: bool,
         /// Everything else.
         options: Qcow2CreateOptions,
     },
@@ -54,8 +60,16 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
     let failed = |text: String| (Errno::EINVAL, Some(text));
     match options {
         CreateOptions::File { filename, size } => create_file(block, &filename, size).await.map_err(failed),
-        CreateOptions::Qcow2 { file, options } => {
+        CreateOptions::Qcow2 { file, data_file, data_file_raw, options } => {
             let node = block.lookup(Some(&file), Some(&file)).map_err(failed)?;
+            match data_file {
+                Some(name) => {
+                    block.lookup(Some(&name), Some(&name)).map_err(failed)?;
+                    return Err(failed("not modelled: an external data file".to_owned()));
+                }
+                None if data_file_raw => return Err(failed("data-file-raw requires data-file".to_owned())),
+                None => {}
+            }
             block.reference(&node);
             let result = Qcow2::create(block, node.id, &options).await;
             // Only the reference that was taken above; the node has others.
@@ -70,13 +84,8 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
 
 /// Creating opens and closes the image several times; QEMU 10 drains everything each time.
 async fn drain_from_coroutine(block: &Rc<Block>) {
-    let Some(me) = block.sim.current() else { return };
-    let (in_frame, sim) = (block.clone(), block.sim.clone());
-    block.sim.bh_frame("graph lock", async move {
-        in_frame.graph_write_section().await;
-        sim.wake(me);
-    });
-    block.sim.park("the graph lock").await;
+    let in_frame = block.clone();
+    in_main_loop(block, async move { in_frame.graph_write_section().await }).await;
 }
 
 /// Makes a file, empty or of zeros.
@@ -84,5 +93,48 @@ pub async fn create_file(block: &Rc<Block>, filename: &str, size: u64) -> Result
     let store = block.host.create(filename).map_err(|error| format!("Could not create '{filename}': {error}"))?;
     let latency = block.timing.cost(filename, Operation::Write);
     block.sim.device(latency, Footprint::named("create")).await;
-    store.truncate(size.next_multiple_of(512)).map_err(|error| format!("Could not resize file: {error}"))
+    truncate(&store, size.next_multiple_of(512)).map_err(|error| format!("Could not resize file: {error}"))
+}
+
+/// Makes a whole image: a file, and in it a qcow2 image or just `size` bytes (`bdrv_img_create`).
+pub async fn create_image(
+    block: &Rc<Block>,
+    filename: &str,
+    is_qcow2: bool,
+    options: &Qcow2CreateOptions,
+) -> Result<(), String> {
+    create_file(block, filename, if is_qcow2 { 0 } else { options.size }).await?;
+    if !is_qcow2 {
+        return Ok(());
+    }
+    let spec = block.options_for(filename, Some("raw"))?;
+    let DriverOptions::Raw { file: ChildRef::Inline(file) } = spec.driver else { return Ok(()) };
+    let node = open_in_main_loop(block, *file).await?;
+    let result = Qcow2::create(block, node, options).await;
+    close_in_main_loop(block, node).await;
+    result
+}
+
+/// Opens a node for a coroutine.
+async fn open_in_main_loop(block: &Rc<Block>, options: OpenOptions) -> Result<NodeId, String> {
+    let slot: Rc<Cell<Option<Result<NodeId, String>>>> = Rc::default();
+    let (opened, opener) = (slot.clone(), block.clone());
+    in_main_loop(block, async move { opened.set(Some(opener.open(&options).await.map(|node| node.id))) }).await;
+    slot.take().unwrap_or_else(|| Err("the machine is gone".to_owned()))
+}
+
+async fn close_in_main_loop(block: &Rc<Block>, node: NodeId) {
+    let closer = block.clone();
+    in_main_loop(block, async move { closer.unref(node).await }).await;
+}
+
+/// Runs main-loop code for a coroutine and waits for it.
+async fn in_main_loop(block: &Rc<Block>, work: impl Future<Output = ()> + 'static) {
+    let Some(me) = block.sim.current() else { return };
+    let sim = block.sim.clone();
+    block.sim.bh_frame("main loop", async move {
+        work.await;
+        sim.wake(me);
+    });
+    block.sim.park("the main loop").await;
 }

@@ -11,7 +11,7 @@ mod finish;
 mod job;
 mod state;
 
-pub use create::{CreateOptions, start_create};
+pub use create::{CreateOptions, create_image, start_create};
 pub use finish::JobTxn;
 pub use job::{ErrorAction, IoStatus, Job, JobConfig, JobEvent, JobKind, Jobs, OnError};
 pub use state::{Status, Verb};

@@ -162,9 +162,9 @@ pub(crate) fn variables(
             _ => {}
         }
         let nodes: Vec<&Node> = match &item.kind {
-            Kind::Templated { node, .. } | Kind::RunJob { node, .. } => vec![node],
+            Kind::Plain(body) | Kind::RunJob { body, .. } => vec![&body.node],
             Kind::Use { with, .. } => with.iter().map(|(_, node)| node).collect(),
-            Kind::Ready(_) | Kind::Concurrently(_) => Vec::new(),
+            Kind::Concurrently(_) => Vec::new(),
         };
         for node in nodes.into_iter().chain(&item.label) {
             node_variables(node, params, cases, context);

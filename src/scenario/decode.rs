@@ -24,13 +24,20 @@ pub(crate) struct Context<'p> {
 impl Context<'_> {
     /// Reports a value of the wrong type, unless it is a template whose value is not known yet.
     pub(crate) fn wrong<T>(&self, node: &Node, expected: &str) -> Option<T> {
-        if matches!(node.data, Data::Template(_)) && !self.expanded {
-            return None;
+        if self.expanded || !matches!(node.data, Data::Template(_)) {
+            self.mismatch(node, expected);
         }
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message).width(node.width());
-        self.problems.push(mistake.expected(expected));
         None
+    }
+
+    /// Reports a value of the wrong type, where a template would be one too.
+    pub(crate) fn mismatch(&self, node: &Node, expected: &str) {
+        // What could not even be read has been reported already.
+        if !matches!(node.data, Data::Broken) {
+            let message = format!("wrong type: {}", node.kind());
+            let mistake = Diagnostic::new(node.pos, message).width(node.width());
+            self.problems.push(mistake.expected(expected));
+        }
     }
 
     pub(crate) fn report(&self, problem: Diagnostic) {
@@ -201,7 +208,7 @@ impl Decode for Value {
             Data::Bool(value) => Value::Bool(*value),
             Data::Number(number, _) => Value::Number(number.clone()),
             Data::Text(text) => Value::String(text.as_ref().to_owned()),
-            Data::Template(_) => return None,
+            Data::Template(_) | Data::Broken => return None,
             Data::List(_) => Value::Array(Vec::decode(node, context)?),
             Data::Map(_) => Value::Object(Map::decode(node, context)?),
         })

@@ -13,7 +13,7 @@ use super::ast::{Concurrently, RunJob, Settings, Step, Verb};
 use super::check::place;
 use super::decode::{Context, Decode, Fields};
 use super::diagnostic::{Diagnostic, Pos, Problems};
-use super::program::{Item, Kind, Procedure, When};
+use super::program::{Body, Item, Kind, Procedure, When};
 use super::template::{Scope, TemplateError};
 use super::values::Steps;
 use super::yaml::{Data, Key, Node};
@@ -107,17 +107,9 @@ impl<'p> Expander<'p> {
             Kind::Use {
                 procedure, with, ..
             } => return self.call(item, procedure, with, scope, via, out),
-            Kind::Ready(verb) => Some(Rc::clone(verb)),
-            Kind::Templated { key, node } => self.verb(key, node, scope).map(Rc::new),
-            Kind::RunJob {
-                verb,
-                node,
-                pre_finalize,
-            } => {
-                let verb = match verb {
-                    Some(verb) => Some(Rc::clone(verb)),
-                    None => self.verb("run-job", node, scope).map(Rc::new),
-                };
+            Kind::Plain(body) => body.verb(scope, || self.verb(body, scope)),
+            Kind::RunJob { body, pre_finalize } => {
+                let verb = body.verb(scope, || self.verb(body, scope));
                 verb.map(|verb| self.with_pre_finalize(verb, pre_finalize, scope, via))
             }
             Kind::Concurrently(actors) => {
@@ -166,10 +158,10 @@ impl<'p> Expander<'p> {
     }
 
     /// Reads the step again, now that its templates have values.
-    fn verb(&self, key: &'static str, node: &Node, scope: &Scope<'_>) -> Option<Verb> {
-        let node = self.substitute(node, scope)?;
-        let mut fields = Fields::new(&node, key, self.context())?;
-        Verb::read(key, &mut fields, self.context())
+    fn verb(&self, body: &Body, scope: &Scope<'_>) -> Option<Verb> {
+        let node = self.substitute(&body.node, scope)?;
+        let mut fields = Fields::new(&node, body.key, self.context())?;
+        Verb::read(body.key, &mut fields, self.context())
     }
 
     fn call(

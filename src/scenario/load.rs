@@ -88,7 +88,7 @@ pub fn load(path: &Path) -> Result<Scenario, Diagnostics> {
 
 /// Reads and checks a scenario; `file` is the name that messages have for it.
 pub fn parse(file: &str, text: &str) -> Result<Scenario, Diagnostics> {
-    // Line ends are never content of a scenario, so that a file from anywhere means the same.
+    // A byte order mark, which some editors write, is no part of the text.
     let text: Rc<str> = Rc::from(text.strip_prefix('\u{feff}').unwrap_or(text));
     let problems = Problems::new(file, Rc::clone(&text));
     let scenario = yaml::parse(&problems).and_then(|mut root| {

@@ -1,6 +1,6 @@
 //! Scenarios: YAML files that say what happens to a machine, and the transcript that comes of it.
 //!
-//! Reading goes through layers that know nothing of one another's business: [`mod@load`] puts together the
+//! Reading goes through layers that know nothing of one another's business: [`load()`] puts together the
 //! tree with places, templates, decoders, checks and expansion; [`mod@run`] drives a [`backend::Backend`]
 //! through the expanded steps. The same runner serves the simulated QEMU and a real one. Must never know
 //! how a command is carried out, and never run a scenario in which a mistake was found.
@@ -16,9 +16,11 @@ mod load;
 mod program;
 pub mod run;
 mod schema;
+pub mod simulate;
 mod template;
 pub mod transcript;
 pub mod values;
+mod workload;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Pos};

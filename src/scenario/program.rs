@@ -3,12 +3,15 @@
 //! Reading one finds every mistake that does not depend on a variable's value. Must never evaluate a
 //! template: that is what [`super::expand`] does.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+
+use serde_json::Value;
 
 use super::ast::{VERBS, Verb};
 use super::decode::{Context, Decode, Fields, list};
 use super::diagnostic::{Diagnostic, Pos, closest};
-use super::template::{Expr, Template};
+use super::template::{Expr, Scope, Template};
 use super::yaml::{Data, Key, Node};
 
 /// A step before its templates are expanded.
@@ -32,17 +35,10 @@ pub(crate) enum When {
 /// What a step is made from.
 #[derive(Debug)]
 pub(crate) enum Kind {
-    /// No template anywhere in it: the same in every case.
-    Ready(Rc<Verb>),
-    /// The map of the step, to be read again when its templates have values.
-    Templated {
-        key: &'static str,
-        node: Node,
-    },
-    /// A `run-job` with steps of its own.
+    Plain(Body),
+    /// A `run-job`, with steps of its own.
     RunJob {
-        verb: Option<Rc<Verb>>,
-        node: Node,
+        body: Body,
         pre_finalize: Vec<Item>,
     },
     Concurrently(Vec<(Rc<str>, Vec<Item>)>),
@@ -51,6 +47,65 @@ pub(crate) enum Kind {
         pos: Pos,
         with: Vec<(Key, Node)>,
     },
+}
+
+/// A verb and its options, which the variables they use make into one [`Verb`].
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) key: &'static str,
+    /// The map of the step, to be read again when its templates have values.
+    pub(crate) node: Node,
+    /// The variables in its templates.
+    names: Vec<Rc<str>>,
+    /// What it became so far: cases mostly differ in few of these variables.
+    memo: RefCell<Vec<Known>>,
+}
+
+/// The values of a step's variables, and what it becomes with them.
+type Known = (Vec<Option<Value>>, Rc<Verb>);
+
+/// How many forms of a step are kept for reuse.
+const MEMO: usize = 32;
+
+impl Body {
+    fn new(key: &'static str, node: Node) -> Body {
+        let mut names: Vec<Rc<str>> = Vec::new();
+        node.templates(&mut |template, _| {
+            for name in template.exprs().flat_map(Expr::variables) {
+                if !names.contains(name) {
+                    names.push(Rc::clone(name));
+                }
+            }
+        });
+        Body {
+            key,
+            node,
+            names,
+            memo: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// What the step is where `scope` holds; `make` is asked if that is not known yet.
+    pub(crate) fn verb(
+        &self,
+        scope: &Scope<'_>,
+        make: impl FnOnce() -> Option<Verb>,
+    ) -> Option<Rc<Verb>> {
+        let same = |values: &[Option<Value>]| {
+            let mut pairs = self.names.iter().zip(values);
+            pairs.all(|(name, value)| scope.get(name) == value.as_ref())
+        };
+        if let Some((_, verb)) = self.memo.borrow().iter().find(|(values, _)| same(values)) {
+            return Some(Rc::clone(verb));
+        }
+        let verb = Rc::new(make()?);
+        let mut memo = self.memo.borrow_mut();
+        if memo.len() < MEMO {
+            let values = self.names.iter().map(|name| scope.get(name).cloned());
+            memo.push((values.collect(), Rc::clone(&verb)));
+        }
+        Some(verb)
+    }
 }
 
 /// Steps used more than once.
@@ -69,8 +124,7 @@ pub(crate) fn items(node: &Node, context: Context<'_>) -> Vec<Item> {
             .filter_map(|step| item(step, context))
             .collect(),
         _ => {
-            let message = format!("wrong type: {}", node.kind());
-            context.report(Diagnostic::new(node.pos, message).expected("a list of steps"));
+            context.mismatch(node, "a list of steps");
             Vec::new()
         }
     }
@@ -78,9 +132,7 @@ pub(crate) fn items(node: &Node, context: Context<'_>) -> Vec<Item> {
 
 fn item(node: &Node, context: Context<'_>) -> Option<Item> {
     let Data::Map(entries) = &node.data else {
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message).width(node.width());
-        context.report(mistake.expected("a step: a map with a verb and its options"));
+        context.mismatch(node, "a step: a map with a verb and its options");
         return None;
     };
     let key = verb_of(entries, node.pos, context)?;
@@ -180,26 +232,16 @@ fn plain(
     if key == "qemu-io" {
         one_of_commands(fields, context);
     }
-    if key == "run-job" {
-        let inner = node.get("pre-finalize");
-        let pre_finalize = inner.map(|steps| items(steps, context)).unwrap_or_default();
-        let node = outer(node);
-        let verb = if node.has_template() {
-            None
-        } else {
-            Some(Rc::new(verb?))
-        };
-        return Some(Kind::RunJob {
-            verb,
-            node,
-            pre_finalize,
-        });
+    let body = Body::new(key, outer(node));
+    if let (None, true) = (verb, body.names.is_empty() && !body.node.has_template()) {
+        return None;
     }
-    let node = outer(node);
-    if node.has_template() {
-        return Some(Kind::Templated { key, node });
+    if key != "run-job" {
+        return Some(Kind::Plain(body));
     }
-    verb.map(|verb| Kind::Ready(Rc::new(verb)))
+    let inner = node.get("pre-finalize");
+    let pre_finalize = inner.map(|steps| items(steps, context)).unwrap_or_default();
+    Some(Kind::RunJob { body, pre_finalize })
 }
 
 /// The map of a step without what every step may have, and without inner steps.
@@ -238,9 +280,7 @@ fn one_of_commands(fields: &mut Fields<'_>, context: Context<'_>) {
 fn concurrently(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
     let node = fields.find("concurrently")?;
     let Data::Map(entries) = &node.data else {
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message);
-        context.report(mistake.expected("a map of actors, each with its list of steps"));
+        context.mismatch(node, "a map of actors, each with its list of steps");
         return None;
     };
     let actors = entries
@@ -258,9 +298,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
             ..
         }) => entries.clone(),
         Some(node) => {
-            let message = format!("wrong type: {}", node.kind());
-            let mistake = Diagnostic::new(node.pos, message);
-            context.report(mistake.expected("a map: the procedure's parameters"));
+            context.mismatch(node, "a map: the procedure's parameters");
             return None;
         }
     };
@@ -272,9 +310,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
             with,
         }),
         _ => {
-            let message = format!("wrong type: {}", named.kind());
-            let mistake = Diagnostic::new(named.pos, message).width(named.width());
-            context.report(mistake.expected("the name of a procedure, without a template"));
+            context.mismatch(named, "the name of a procedure, without a template");
             None
         }
     }
@@ -283,9 +319,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
 /// Reads `procedures`.
 pub(crate) fn procedures(node: &Node, context: Context<'_>) -> Vec<Procedure> {
     let Data::Map(entries) = &node.data else {
-        let message = format!("wrong type: {}", node.kind());
-        let mistake = Diagnostic::new(node.pos, message);
-        context.report(mistake.expected("a map from names to {params, steps}"));
+        context.mismatch(node, "a map from names to {params, steps}");
         return Vec::new();
     };
     entries

@@ -138,3 +138,42 @@ impl JsonSchema for ScenarioFile {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ast::VERBS;
+    use super::*;
+
+    #[test]
+    fn every_verb_has_its_keys_in_the_schema() {
+        let schema = schema();
+        let Some(Value::Array(steps)) = schema.pointer("/$defs/Step/anyOf") else {
+            panic!("no steps in {schema}");
+        };
+        let required: Vec<&Value> = steps.iter().map(|step| &step["required"][0]).collect();
+        assert_eq!(required, VERBS.iter().collect::<Vec<_>>());
+        for step in steps {
+            assert_eq!(step["additionalProperties"], Value::Bool(false));
+            assert!(step["properties"]["when"].is_object(), "{step}");
+        }
+        let image = &steps[1]["properties"];
+        assert!(image["cluster-size"]["anyOf"].is_array(), "{image}");
+        assert_eq!(image["image"]["type"], "string");
+    }
+
+    #[test]
+    fn the_top_level_is_complete() {
+        let schema = schema();
+        for key in [
+            "compat",
+            "cases",
+            "case-name",
+            "steps",
+            "timing",
+            "expected-failure",
+        ] {
+            assert!(schema["properties"][key].is_object(), "{key}");
+        }
+        assert_eq!(schema["required"], json!(["steps"]));
+    }
+}

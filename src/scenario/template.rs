@@ -14,6 +14,9 @@ use serde_json::{Map, Number, Value};
 
 /// MiniJinja's fuel for one expression: some hundred thousand steps, some megabytes.
 const FUEL: u64 = 100_000;
+/// Bytes an expression may have: MiniJinja follows chains of operators by recursion, and a chain this
+/// long takes a small part of the smallest stack.
+const MAX_EXPR: usize = 2048;
 /// Bytes a string may have after expansion.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -88,6 +91,12 @@ impl Expr {
         if source.is_empty() {
             return Err("an empty expression".to_owned());
         }
+        if source.len() > MAX_EXPR {
+            let bytes = source.len();
+            return Err(format!(
+                "an expression of {bytes} bytes, at most {MAX_EXPR} are read"
+            ));
+        }
         if is_name(source) {
             return Ok(Expr {
                 source: Box::from(source),
@@ -123,6 +132,11 @@ impl Expr {
             .filter(|name| !self.guarded.contains(name))
     }
 
+    /// The names it looks at.
+    pub(crate) fn variables(&self) -> &[Rc<str>] {
+        &self.variables
+    }
+
     fn run(
         &self,
         compiled: &Expression<'static, 'static>,
@@ -132,9 +146,12 @@ impl Expr {
             let value = scope.get(name)?;
             Some((name.to_string(), to_jinja(value)))
         });
-        compiled
-            .eval(Jinja::from_pairs(known))
-            .map_err(|error| describe(&error))
+        let value = compiled.eval(Jinja::from_pairs(known));
+        match value {
+            Ok(value) if value.is_undefined() => Err(format!("`{}` is undefined", self.source)),
+            Ok(value) => Ok(value),
+            Err(error) => Err(format!("bad template: {}", describe(&error))),
+        }
     }
 
     fn variable<'s>(&self, scope: &'s Scope<'_>) -> Result<&'s Value, String> {
@@ -155,13 +172,7 @@ impl Expr {
     pub(crate) fn truth(&self, scope: &Scope<'_>) -> Result<bool, String> {
         match &self.code {
             Code::Variable => Ok(to_jinja(self.variable(scope)?).is_true()),
-            Code::Compiled(compiled) => {
-                let value = self.run(compiled, scope)?;
-                if value.is_undefined() {
-                    return Err("the value is undefined".to_owned());
-                }
-                Ok(value.is_true())
-            }
+            Code::Compiled(compiled) => Ok(self.run(compiled, scope)?.is_true()),
         }
     }
 

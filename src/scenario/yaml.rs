@@ -30,6 +30,8 @@ pub(crate) struct Node {
 /// What a value is.
 #[derive(Clone, Debug)]
 pub(crate) enum Data {
+    /// What could not be read; it has been reported.
+    Broken,
     Null,
     Bool(bool),
     /// The number, and how it was spelled.
@@ -52,6 +54,7 @@ impl Node {
     /// What the value is, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match &self.data {
+            Data::Broken => "something unreadable",
             Data::Null => "nothing",
             Data::Bool(_) => "a boolean",
             Data::Number(..) => "a number",
@@ -101,6 +104,15 @@ impl Node {
         }
     }
 
+    /// How many maps and lists stand in one another here.
+    fn depth(&self) -> usize {
+        match &self.data {
+            Data::List(items) => 1 + items.iter().map(Node::depth).max().unwrap_or(0),
+            Data::Map(entries) => 1 + entries.iter().map(|(_, v)| v.depth()).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     /// The value behind `key`, if this is a map that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match &self.data {
@@ -129,11 +141,9 @@ pub(crate) fn parse(problems: &Problems) -> Option<Node> {
         anchors: Vec::new(),
         nodes: 0,
         depth: 0,
+        tag: Pos::default(),
     };
-    match reader.document() {
-        Ok(node) => Some(node),
-        Err(Stop) => None,
-    }
+    reader.document().ok()
 }
 
 /// A problem was told that makes reading on pointless.
@@ -146,6 +156,8 @@ struct Reader<'t, I: Iterator> {
     anchors: Vec<(usize, Node)>,
     nodes: usize,
     depth: usize,
+    /// Where the tag of the value read last begins.
+    tag: Pos,
 }
 
 type Item<'t> = Result<(Event<'t>, Span), serde_yaml::granit_parser::ScanError>;
@@ -158,7 +170,10 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
 
     fn next(&mut self) -> Result<(Event<'t>, Pos), Stop> {
         match self.events.next() {
-            Some(Ok((event, span))) => Ok((event, pos(span.start))),
+            Some(Ok((event, span))) => {
+                self.tag = pos(span.tag_start.unwrap_or(span.start));
+                Ok((event, pos(span.start)))
+            }
             Some(Err(error)) => {
                 let message = format!("invalid YAML: {}", error.info());
                 self.stop(Diagnostic::new(pos(*error.marker()), message))
@@ -207,11 +222,11 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
                 (anchor, self.scalar(text, style, tag.as_deref(), at)?)
             }
             Event::SequenceStart(_, anchor, tag) => {
-                self.no_tag(tag.as_deref(), "seq", at);
+                self.no_tag(tag.as_deref(), "seq");
                 (anchor, self.list(at)?)
             }
             Event::MappingStart(_, anchor, tag) => {
-                self.no_tag(tag.as_deref(), "map", at);
+                self.no_tag(tag.as_deref(), "map");
                 (anchor, self.map(at)?)
             }
             Event::Alias(id) => return self.alias(id, at),
@@ -242,6 +257,9 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
         };
         let node = node.clone();
         self.count(node.count(), at)?;
+        if self.depth + node.depth() > MAX_DEPTH {
+            return self.stop(too_deep(at));
+        }
         // Mistakes in it are shown where it is written, not where it is used.
         Ok(node)
     }
@@ -251,8 +269,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
         if self.depth <= MAX_DEPTH {
             return Ok(());
         }
-        let deep = Diagnostic::new(at, "nested too deep");
-        self.stop(deep.expected(format!("at most {MAX_DEPTH} maps and lists in one another")))
+        self.stop(too_deep(at))
     }
 
     fn list(&mut self, at: Pos) -> Result<Data, Stop> {
@@ -301,12 +318,13 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
         Ok(Data::Map(entries))
     }
 
-    fn no_tag(&self, tag: Option<&Tag>, standard: &str, at: Pos) {
+    fn no_tag(&self, tag: Option<&Tag>, standard: &str) {
         if let Some(tag) = tag
             && !(tag.is_yaml_core_schema_tag(standard))
         {
-            let message = format!("unknown tag `{tag}`");
-            self.problems.push(Diagnostic::new(at, message));
+            let mistake = Diagnostic::new(self.tag, format!("unknown tag `{tag}`"));
+            self.problems
+                .push(mistake.width(tag.to_string().chars().count()));
         }
     }
 
@@ -319,7 +337,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
     ) -> Result<Data, Stop> {
         let is_string = tag.is_some_and(|tag| tag.is_yaml_core_schema_tag("str"));
         if !is_string {
-            self.no_tag(tag, "", at);
+            self.no_tag(tag, "");
         }
         if is_string || style != ScalarStyle::Plain {
             return Ok(Data::Text(Rc::from(&*text)));
@@ -332,10 +350,15 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
                 let large = Diagnostic::new(at, message).width(text.chars().count());
                 self.problems
                     .push(large.hint("write it in quotes if it is a string"));
-                Data::Null
+                Data::Broken
             }
         })
     }
+}
+
+fn too_deep(at: Pos) -> Diagnostic {
+    let most = format!("at most {MAX_DEPTH} maps and lists in one another");
+    Diagnostic::new(at, "nested too deep").expected(most)
 }
 
 enum Resolved {

@@ -79,14 +79,10 @@ impl Image {
         } else {
             block_floor(end)
         };
-        let first = block_ceil(off);
-        if first >= last {
-            self.zero_within_block(off, end);
-            return;
-        }
+        let first = block_ceil(off).min(end);
         self.zero_within_block(off, first);
         self.carve(first, last);
-        self.zero_within_block(last, end);
+        self.zero_within_block(last.max(first), end);
     }
 
     /// Zeroes a piece of one block, which stays what it was, hole or data.

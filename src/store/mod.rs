@@ -9,15 +9,22 @@
 //! a [`Store`]'s methods and its backing, emptied by [`Store::flush`]. It is not built yet; a write
 //! is on the medium at once.
 
+mod blocks;
 mod content;
+mod file;
+mod host;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 pub use content::{Content, Fill, Run};
+pub use host::{Host, TEST_PREFIX};
 
 use crate::errno::{Errno, Res};
+use file::FileStore;
 use memory::Image;
 
 /// Bytes of a block of the simulated host's file system: the unit of holes.
@@ -37,22 +44,39 @@ pub struct Extent {
 
 /// The bytes of one host file. Shared by `Rc`; every method takes `&self`.
 ///
-/// No operation yields, and each one takes effect at once and as a whole.
+/// No operation yields, and each takes effect at once; one that fails for its arguments has changed
+/// nothing, one that fails because the real host does may have done a part.
 pub struct Store {
-    image: RefCell<Rc<Image>>,
+    home: Home,
+}
+
+/// Where the bytes are.
+enum Home {
+    /// An `Rc` so that a fork is one pointer until somebody writes.
+    Memory(RefCell<Rc<Image>>),
+    File(FileStore),
 }
 
 impl Store {
-    /// A new empty file in memory.
+    /// A new empty file in memory. Files with a name, and real files, come from a [`Host`].
     pub fn memory() -> Store {
         Store {
-            image: RefCell::default(),
+            home: Home::Memory(RefCell::default()),
+        }
+    }
+
+    fn file(file: FileStore) -> Store {
+        Store {
+            home: Home::File(file),
         }
     }
 
     /// Length in bytes.
     pub fn len(&self) -> u64 {
-        self.image.borrow().len()
+        match &self.home {
+            Home::Memory(image) => image.borrow().len(),
+            Home::File(file) => file.len(),
+        }
     }
 
     /// Whether the file has no byte.
@@ -62,28 +86,38 @@ impl Store {
 
     /// The bytes [off, off + len); holes and what lies beyond the end read as zeros.
     ///
-    /// `EINVAL` if the range does not fit into 64 bits.
+    /// `EINVAL` if the range does not fit into 64 bits; a real file may fail with what its host
+    /// says.
     pub fn read(&self, off: u64, len: u64) -> Res<Content> {
         off.checked_add(len).ok_or(Errno::EINVAL)?;
-        Ok(self.image.borrow().read(off, len))
+        match &self.home {
+            Home::Memory(image) => Ok(image.borrow().read(off, len)),
+            Home::File(file) => file.read(off, len),
+        }
     }
 
     /// Writes `content` at `off`; the file grows as far as needed, with a hole before `off`. Every
-    /// block touched becomes data, also by zeros.
+    /// block touched becomes data, also by zeros. Writing nothing changes nothing.
     ///
-    /// `EFBIG` beyond [`MAX_LEN`]; nothing is written then.
+    /// `EFBIG` beyond [`MAX_LEN`]; a real file may fail with what its host says.
     pub fn write(&self, off: u64, content: &Content) -> Res<()> {
         range_end(off, content.len())?;
-        Rc::make_mut(&mut self.image.borrow_mut()).write(off, content);
-        Ok(())
+        match &self.home {
+            Home::Memory(image) => {
+                Rc::make_mut(&mut image.borrow_mut()).write(off, content);
+                Ok(())
+            }
+            Home::File(file) => file.write(off, content),
+        }
     }
 
     /// Zeroes [off, off + len) the cheap way, by which whole blocks become holes and partial ones
-    /// stay what they are. The file grows as far as needed.
+    /// stay what they are, data or hole. The file grows as far as needed.
     ///
-    /// `EFBIG` beyond [`MAX_LEN`]. On ext4 a zeroed range is a hole to whoever asks, with and
-    /// without `unmap`: so the argument changes nothing here and is part of the signature because
-    /// other homes of bytes may care.
+    /// On ext4 a zeroed range is a hole to whoever asks for extents, with and without `unmap`, so
+    /// the argument makes no difference here, nor to [`Store::allocated_bytes`].
+    ///
+    /// Errors as [`Store::write`].
     pub fn write_zeroes(&self, off: u64, len: u64, unmap: bool) -> Res<()> {
         let _ = unmap;
         let end = range_end(off, len)?;
@@ -95,43 +129,79 @@ impl Store {
 
     /// Punches a hole: as [`Store::write_zeroes`], but the length stays.
     ///
-    /// `EFBIG` beyond [`MAX_LEN`].
+    /// Errors as [`Store::write`].
     pub fn discard(&self, off: u64, len: u64) -> Res<()> {
         let end = range_end(off, len)?;
-        Rc::make_mut(&mut self.image.borrow_mut()).punch(off, end);
-        Ok(())
+        match &self.home {
+            Home::Memory(image) => {
+                Rc::make_mut(&mut image.borrow_mut()).punch(off, end);
+                Ok(())
+            }
+            Home::File(file) => file.punch(off, end),
+        }
     }
 
     /// Sets the length; what is new is a hole.
     ///
-    /// `EFBIG` beyond [`MAX_LEN`].
+    /// Errors as [`Store::write`].
     pub fn truncate(&self, len: u64) -> Res<()> {
         range_end(len, 0)?;
-        Rc::make_mut(&mut self.image.borrow_mut()).truncate(len);
-        Ok(())
+        match &self.home {
+            Home::Memory(image) => {
+                Rc::make_mut(&mut image.borrow_mut()).truncate(len);
+                Ok(())
+            }
+            Home::File(file) => file.truncate(len),
+        }
     }
 
-    /// Makes everything written so far safe from a power cut.
+    /// Makes everything written so far safe from a simulated power cut. A real file is not synced:
+    /// its durability is no part of a simulation.
     pub fn flush(&self) -> Res<()> {
         Ok(())
     }
 
-    /// Data or hole at `off`, and for how long at most `len` bytes that holds. Changes only at
+    /// Data or hole at `off`, and for how long, at most `len` bytes, that holds. Changes only at
     /// block boundaries. An answer never crosses the end of the file, beyond which all is hole.
     pub fn extent(&self, off: u64, len: u64) -> Extent {
-        self.image.borrow().extent(off, len)
+        match &self.home {
+            Home::Memory(image) => image.borrow().extent(off, len),
+            Home::File(file) => file.extent(off, len),
+        }
     }
 
-    /// Bytes that the file takes on the host's disk.
+    /// Bytes that the file takes on the simulated host's disk: its data blocks.
     pub fn allocated_bytes(&self) -> u64 {
-        self.image.borrow().allocated_bytes()
+        match &self.home {
+            Home::Memory(image) => image.borrow().allocated_bytes(),
+            Home::File(file) => file.allocated_bytes(),
+        }
     }
 
-    /// A second file with the same bytes, which shares them until either is written to.
+    /// A second file with the same bytes, which the two share until either is written to.
+    /// `ENOTSUP` for a real file.
     pub fn fork(&self) -> Res<Store> {
-        Ok(Store {
-            image: self.image.clone(),
-        })
+        match &self.home {
+            Home::Memory(image) => Ok(Store {
+                home: Home::Memory(image.clone()),
+            }),
+            Home::File(_) => Err(Errno::ENOTSUP),
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    /// The file's measures, not its bytes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let home = if matches!(self.home, Home::Memory(_)) {
+            "memory"
+        } else {
+            "file"
+        };
+        f.debug_struct("Store")
+            .field("home", &home)
+            .field("len", &self.len())
+            .finish()
     }
 }
 

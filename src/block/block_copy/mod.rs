@@ -120,12 +120,10 @@ impl BlockCopy {
         let copy = {
             let node = block.node(bitmap_node);
             let mut list = node.bitmaps.borrow_mut();
-            let id = list.create(length, cluster_size, None);
+            let id = list.create(length, cluster_size, None).map_err(|fault| fault.to_string())?;
             if let Some(copy) = list.get_mut(id) {
-                copy.set_enabled(false);
-                if bitmap.is_none() {
-                    copy.set(0, length);
-                }
+                copy.disabled = true;
+                copy.fill(bitmap.is_none());
             }
             id
         };
@@ -187,22 +185,14 @@ impl BlockCopy {
             let Some(bitmap) = list.get(from.1) else { return Ok(()) };
             bitmap.clone()
         };
-        if source.size() != self.length {
-            return Err(format!(
-                "Failed to merge bitmap '{}' to internal copy-bitmap: Bitmaps are of different sizes \
-                 (destination size is {}, source size is {}) and can't be merged",
-                source.name().as_deref().unwrap_or(""),
-                self.length,
-                source.size()
-            ));
-        }
-        self.with_bitmap(block, |copy| copy.merge_from(&source));
-        Ok(())
+        let name = source.name.clone().unwrap_or_default();
+        self.with_bitmap(block, |copy| copy.merge_from(&source))
+            .map_err(|fault| format!("Failed to merge bitmap '{name}' to internal copy-bitmap: {fault}"))
     }
 
     /// Sets the copy bitmap to exactly what `from` has set (the start of a bitmap backup).
     pub fn reset_to(&self, block: &Block, from: (NodeId, BitmapId)) {
-        self.with_bitmap(block, |copy| copy.reset(0, self.length));
+        self.with_bitmap(block, |copy| copy.fill(false));
         // Both bitmaps belong to the same source, so their sizes are equal.
         let _ = self.merge_from(block, from);
     }

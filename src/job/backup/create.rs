@@ -35,7 +35,7 @@ pub async fn create_backup(
     if let Some((id, mode)) = checked.bitmap {
         if mode != BitmapMode::Never {
             let list = source.bitmaps.borrow();
-            list.get(id).map_or(Ok(()), |bitmap| bitmap.check(Allow::NONE)).map_err(|fault| fault.to_string())?;
+            list.get(id).map_or(Ok(()), |bitmap| bitmap.check(Allow::NOTHING)).map_err(|fault| fault.to_string())?;
         }
         source.bitmaps.borrow_mut().create_successor(id).map_err(|fault| fault.to_string())?;
     }

@@ -132,7 +132,8 @@ impl Backup {
         if let (true, Ok(settled)) = (keep_uncopied, settled) {
             let left = self.copy.with_bitmap(&self.block, |copy| copy.clone());
             if let Some(bitmap) = node.bitmaps.borrow_mut().get_mut(settled) {
-                bitmap.merge_from(&left);
+                // Both cover the same source.
+                let _ = bitmap.merge_from(&left);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use self::events::EventLog;
-use super::ast::Step;
+use super::ast::{Outcome, Settings, Step};
 use super::backend::{Backend, RunError, RunErrorKind, StepPosition};
 use super::load::Case;
 use super::transcript::Transcript;
@@ -39,6 +39,26 @@ pub struct CaseOutcome {
     pub transcript: Transcript,
     /// How it ended.
     pub ending: Ending,
+}
+
+impl CaseOutcome {
+    /// The kind of end, in the words of `expect`.
+    pub fn outcome(&self) -> Outcome {
+        match self.ending {
+            Ending::Passed => Outcome::Passed,
+            Ending::Failed {
+                kind: RunErrorKind::Deadlock,
+                ..
+            } => Outcome::Deadlock,
+            Ending::Failed { .. } => Outcome::Failed,
+        }
+    }
+
+    /// Whether the run ended as the scenario expects; without `expect`, as passed.
+    pub fn is_as_expected(&self, settings: &Settings) -> bool {
+        let expected = settings.expect.as_ref().map(|expect| expect.outcome);
+        self.outcome() == expected.unwrap_or_default()
+    }
 }
 
 /// The transcript of a run that may still be going on, readable from outside: what was written stays even

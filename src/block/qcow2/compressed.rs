@@ -1,0 +1,157 @@
+//! Compressed clusters: packing them behind one another, reading them back.
+//!
+//! A compressed cluster is raw deflate without a header. QEMU inflates with a window of 4 KiB, so
+//! no match may reach further back: the data are compressed in pieces of that size. QEMU's source:
+//! `qcow2_co_pwritev_compressed_part` in `block/qcow2.c`, `block/qcow2-threads.c`.
+
+use std::rc::Rc;
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+use crate::block::{Block, BlkdebugEvent, ReqFlags};
+use crate::errno::{Errno, Res};
+use crate::sim::Footprint;
+use crate::store::Content;
+
+use super::Qcow2;
+use super::l2::Mapping;
+use super::layout::{COMPRESSED, COMPRESSED_SECTOR, ClusterType};
+use super::pool::TaskPool;
+
+/// How far back a match may reach, bytes.
+const WINDOW_BYTES: usize = 4096;
+
+impl Qcow2 {
+    /// Writes guest data compressed; whole clusters only, except at the image's end. A cluster
+    /// that is allocated already cannot be overwritten so.
+    pub async fn pwrite_compressed(self: &Rc<Self>, block: &Rc<Block>, offset: u64, content: Content) -> Res<()> {
+        if self.ejected.get() {
+            return Err(Errno::ENOMEDIUM);
+        }
+        let bytes = content.len();
+        let to_end = offset + bytes == block.node(self.node).length.get();
+        if self.geo.into_cluster(offset) != 0 || (self.geo.into_cluster(bytes) != 0 && !to_end) {
+            return Err(Errno::EINVAL);
+        }
+        let cluster = self.geo.cluster_size();
+        if bytes <= cluster {
+            return self.write_compressed_cluster(block, offset, content).await;
+        }
+        let pool = TaskPool::default();
+        let mut done = 0;
+        while done < bytes && !pool.has_failed() {
+            let piece = content.slice(done, cluster);
+            let (image, core, at) = (self.clone(), block.clone(), offset + done);
+            done += piece.len();
+            pool.start(&block.sim, async move { image.write_compressed_cluster(&core, at, piece).await }).await;
+        }
+        pool.finish(&block.sim).await
+    }
+
+    async fn write_compressed_cluster(self: &Rc<Self>, block: &Rc<Block>, offset: u64, content: Content) -> Res<()> {
+        if content.is_empty() {
+            return Ok(());
+        }
+        if self.header.borrow().compression_type != 0 {
+            return Err(Errno::ENOTSUP);
+        }
+        let mut plain = content.to_vec();
+        plain.resize(self.geo.cluster_size() as usize, 0);
+        // QEMU compresses in its thread pool.
+        block.sim.device(0, Footprint::named("compression")).await;
+        let Some(packed) = deflate(&plain) else {
+            return self.pwrite(block, offset, content, ReqFlags::NONE).await;
+        };
+        let locked = self.lock(block).await;
+        let host = self.map_compressed(block, offset, packed.len() as u64).await?;
+        self.check_overlap(block, None, host, packed.len() as u64).await?;
+        drop(locked);
+        block.debug_event(self.file, BlkdebugEvent::WriteCompressed).await;
+        block.co_pwrite(self.file, host, Content::from_bytes(packed), ReqFlags::NONE).await
+    }
+
+    /// Allocates room for a compressed cluster and points its L2 entry there.
+    async fn map_compressed(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<u64> {
+        let place = self.writable_l2(block, offset).await?;
+        if ClusterType::of(place.table.read(|table| table.get(place.index))).is_allocated() {
+            return Err(Errno::EIO);
+        }
+        let host = self.alloc_bytes(block, bytes).await?;
+        let sectors = (host + bytes - 1) / COMPRESSED_SECTOR - host / COMPRESSED_SECTOR;
+        let entry = host | COMPRESSED | sectors << self.geo.compressed_shift();
+        block.debug_event(self.file, BlkdebugEvent::L2UpdateCompressed).await;
+        place.table.update(|table| table.set(place.index, entry));
+        Ok(host)
+    }
+
+    /// Reads from a compressed cluster; `mapping.host` is its L2 entry.
+    pub(super) async fn read_compressed(&self, block: &Rc<Block>, offset: u64, mapping: Mapping) -> Res<Content> {
+        let (host, bytes) = self.geo.compressed_extent(mapping.host);
+        if self.header.borrow().compression_type != 0 {
+            return Err(Errno::ENOTSUP);
+        }
+        block.debug_event(self.file, BlkdebugEvent::ReadCompressed).await;
+        let packed = block.co_pread(self.file, host, bytes, ReqFlags::NONE).await?.to_vec();
+        block.sim.device(0, Footprint::named("decompression")).await;
+        let plain = inflate(&packed, self.geo.cluster_size() as usize).ok_or(Errno::EIO)?;
+        let content = match plain.first() {
+            Some(first) if plain.iter().all(|b| b == first) => Content::pattern(*first, plain.len() as u64),
+            _ => Content::from_bytes(plain),
+        };
+        Ok(content.slice(self.geo.into_cluster(offset), mapping.bytes))
+    }
+}
+
+/// Compresses a cluster; `None` if that does not make it smaller.
+fn deflate(plain: &[u8]) -> Option<Vec<u8>> {
+    let mut state = Compress::new(Compression::default(), false);
+    let mut packed = Vec::with_capacity(plain.len());
+    let pieces = plain.len().div_ceil(WINDOW_BYTES);
+    for (index, piece) in plain.chunks(WINDOW_BYTES).enumerate() {
+        // A full flush forgets what came before.
+        let flush = if index + 1 == pieces { FlushCompress::Finish } else { FlushCompress::Full };
+        let before = state.total_in();
+        let status = state.compress_vec(piece, &mut packed, flush).ok()?;
+        let taken = state.total_in() - before == piece.len() as u64;
+        let ended = flush != FlushCompress::Finish || status == Status::StreamEnd;
+        if !taken || !ended || packed.len() >= plain.len() {
+            return None;
+        }
+    }
+    Some(packed)
+}
+
+/// Decompresses a cluster of `size` bytes; `None` if the data are damaged or too short.
+fn inflate(packed: &[u8], size: usize) -> Option<Vec<u8>> {
+    let mut plain = Vec::with_capacity(size);
+    let mut state = Decompress::new(false);
+    state.decompress_vec(packed, &mut plain, FlushDecompress::Finish).ok()?;
+    (plain.len() == size).then_some(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clusters_survive_compression() {
+        let mut plain: Vec<u8> = vec![0xa5; 65536];
+        plain[5000] = 1;
+        let packed = deflate(&plain).expect("runs are compressible");
+        assert!(packed.len() < 1000, "{}", packed.len());
+        assert_eq!(inflate(&packed, 65536), Some(plain));
+    }
+
+    #[test]
+    fn noise_is_not_compressed_and_garbage_not_believed() {
+        let mut x = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (x >> 56) as u8
+        })
+        .take(65536)
+        .collect();
+        assert_eq!(deflate(&noise), None);
+        assert_eq!(inflate(&noise[..512], 65536), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! The qcow2 driver: real bytes of the real format, written in QEMU's order.
+//!
+//! An image maps guest clusters through two levels of tables to clusters of its `file` node, counts
+//! references to each of them, and keeps dirty bitmaps. Everything that reaches the file goes
+//! through the block core's requests, so that blkdebug sees what it would see in QEMU, a power
+//! cut can strike between any two writes, and the result can be opened by the real thing.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `layout`, `header`, `table` | the format as numbers and bytes |
+//! | `open`, `extensions`, `create`, `close`, `info` | an image's life |
+//! | `cache`, `cache_io` | metadata in memory, and the order in which they are written |
+//! | `refcount`, `alloc`, `refgrow` | who uses a cluster; finding free ones |
+//! | `l2` | guest offset to host offset |
+//! | `read`, `write`, `inflight`, `link`, `zero`, `compressed`, `pool` | guest requests |
+//! | `overlap` | no write may hit foreign metadata; corruption |
+//! | `resize`, `bitmaps`, `bitmap_store`, `bitmap_format`, `snapshot`, `check`, `repair`, `rebuild` | everything else |
+//!
+//! Nothing here may panic on any image's bytes, and nothing writes to the file but through
+//! [`Block`]. Guest data are never materialised, only cut and joined.
+
+mod alloc;
+mod bitmap_format;
+mod bitmap_store;
+mod bitmaps;
+mod cache;
+mod cache_io;
+mod check;
+mod close;
+mod compressed;
+mod create;
+mod extensions;
+mod header;
+mod inflight;
+mod info;
+mod l2;
+mod layout;
+mod link;
+mod open;
+mod options;
+mod overlap;
+mod pool;
+mod read;
+mod rebuild;
+mod refcount;
+mod refgrow;
+mod repair;
+mod resize;
+mod snapshot;
+mod table;
+mod write;
+mod zero;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::sim::{CoMutex, CoMutexGuard};
+
+use super::{Block, NodeId};
+use cache::Cache;
+use header::{Extras, Header, INCOMPAT_DIRTY};
+use inflight::Allocation;
+use layout::Geometry;
+use refcount::Reftable;
+use snapshot::SnapshotTable;
+use table::{L2Table, Refblock};
+
+pub use check::{CheckResult, Fix};
+pub use info::{BitmapInfo, Qcow2Info};
+pub use options::{OpenFlags, Preallocation, Qcow2CreateOptions, Qcow2Options};
+pub use snapshot::Snapshot;
+
+/// An open image (`BDRVQcow2State`).
+pub struct Qcow2 {
+    /// The qcow2 node itself.
+    node: NodeId,
+    /// The node that holds the image's bytes.
+    file: NodeId,
+    backing: Cell<Option<NodeId>>,
+    options: Qcow2Options,
+    geo: Geometry,
+    header: RefCell<Header>,
+    extras: RefCell<Extras>,
+    /// The active L1 table.
+    l1: RefCell<Vec<u64>>,
+    /// Host offset of the active L1 table.
+    l1_offset: Cell<u64>,
+    reftable: RefCell<Reftable>,
+    l2_cache: Cache<L2Table>,
+    refcount_cache: Cache<Refblock>,
+    /// Where the search for free clusters goes on, in clusters.
+    free_cluster_index: Cell<u64>,
+    /// Where the next compressed cluster goes, bytes; 0: into a new cluster.
+    free_byte_offset: Cell<u64>,
+    /// Held while tables are looked at or changed, not while guest data move.
+    lock: CoMutex,
+    /// Allocating writes, oldest first.
+    in_flight: RefCell<Vec<Rc<Allocation>>>,
+    /// Freed ranges of the file (begin, end) whose holes are yet to be punched.
+    discards: RefCell<Vec<(u64, u64)>>,
+    /// Holes are collected until the end of the operation.
+    cache_discards: Cell<bool>,
+    lazy_refcounts: bool,
+    snapshots: RefCell<SnapshotTable>,
+    read_only: Cell<bool>,
+    signaled_corruption: Cell<bool>,
+    /// Corruption has detached the driver.
+    ejected: Cell<bool>,
+}
+
+impl Qcow2 {
+    /// Bytes of a cluster.
+    pub fn cluster_size(&self) -> u64 {
+        self.geo.cluster_size()
+    }
+
+    /// Units in which zero writes are cheap, bytes.
+    pub fn zeroes_alignment(&self) -> u64 {
+        self.geo.cluster_size()
+    }
+
+    /// Virtual size, bytes, a multiple of 512.
+    pub fn virtual_size(&self) -> u64 {
+        self.header.borrow().size & !511
+    }
+
+    /// The backing file's name in the image.
+    pub fn backing_name(&self) -> Option<String> {
+        self.extras.borrow().backing_name.clone()
+    }
+
+    /// The backing file's format in the image.
+    pub fn backing_format(&self) -> Option<String> {
+        self.extras.borrow().backing_format.clone()
+    }
+
+    /// The node that unallocated clusters read from.
+    pub fn backing_node(&self) -> Option<NodeId> {
+        self.backing.get()
+    }
+
+    /// Sets the node that unallocated clusters read from; none: they read as zeros.
+    pub fn set_backing_node(&self, backing: Option<NodeId>) {
+        self.backing.set(backing);
+    }
+
+    /// The node that holds the image's bytes.
+    pub fn file(&self) -> NodeId {
+        self.file
+    }
+
+    /// Whether corruption has detached the driver from its node.
+    pub fn is_ejected(&self) -> bool {
+        self.ejected.get()
+    }
+
+    /// A copy of an image that no request is in flight on, for a copy of its whole graph with the
+    /// same node ids.
+    pub fn fork(&self) -> Qcow2 {
+        debug_assert!(self.in_flight.borrow().is_empty() && !self.lock.is_locked(), "requests are in flight");
+        Qcow2 {
+            node: self.node,
+            file: self.file,
+            backing: self.backing.clone(),
+            options: self.options.clone(),
+            geo: self.geo,
+            header: self.header.clone(),
+            extras: self.extras.clone(),
+            l1: self.l1.clone(),
+            l1_offset: self.l1_offset.clone(),
+            reftable: self.reftable.clone(),
+            l2_cache: self.l2_cache.fork(),
+            refcount_cache: self.refcount_cache.fork(),
+            free_cluster_index: self.free_cluster_index.clone(),
+            free_byte_offset: self.free_byte_offset.clone(),
+            lock: CoMutex::default(),
+            in_flight: RefCell::default(),
+            discards: self.discards.clone(),
+            cache_discards: self.cache_discards.clone(),
+            lazy_refcounts: self.lazy_refcounts,
+            snapshots: self.snapshots.clone(),
+            read_only: self.read_only.clone(),
+            signaled_corruption: self.signaled_corruption.clone(),
+            ejected: self.ejected.clone(),
+        }
+    }
+
+    #[inline]
+    async fn lock<'a>(&'a self, block: &'a Block) -> CoMutexGuard<'a> {
+        self.lock.lock(&block.sim, "the lock of a qcow2 image").await
+    }
+
+    /// Whether refcount updates may be postponed at the price of a repair after a crash.
+    fn uses_lazy_refcounts(&self) -> bool {
+        self.lazy_refcounts
+    }
+
+    /// Whether refcounts in the file must be right at all times.
+    fn needs_accurate_refcounts(&self) -> bool {
+        self.header.borrow().incompatible & INCOMPAT_DIRTY == 0
+    }
+}

@@ -1,0 +1,103 @@
+//! What an image is opened and created with.
+
+/// Run-time options of a qcow2 node, as `blockdev-add` gives them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// `lazy-refcounts`; none: what the image says.
+    pub lazy_refcounts: Option<bool>,
+    /// `pass-discard-request`; none: if the node has `discard: unmap`.
+    pub pass_discard_request: Option<bool>,
+    /// `pass-discard-snapshot`.
+    pub pass_discard_snapshot: bool,
+    /// `pass-discard-other`.
+    pub pass_discard_other: bool,
+    /// `discard-no-unref` (8.1 and later).
+    pub discard_no_unref: bool,
+    /// `l2-cache-size`, bytes; none: as large as the disk needs, at most 32 MiB.
+    pub l2_cache_size: Option<u64>,
+    /// `l2-cache-entry-size`, bytes.
+    pub l2_cache_entry_size: Option<u64>,
+    /// `refcount-cache-size`, bytes.
+    pub refcount_cache_size: Option<u64>,
+    /// `cache-size`, bytes: both caches together.
+    pub cache_size: Option<u64>,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Qcow2Options {
+        Qcow2Options {
+            lazy_refcounts: None,
+            pass_discard_request: None,
+            pass_discard_snapshot: true,
+            pass_discard_other: false,
+            discard_no_unref: false,
+            l2_cache_size: None,
+            l2_cache_entry_size: None,
+            refcount_cache_size: None,
+            cache_size: None,
+        }
+    }
+}
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// Nothing is written, not even repairs.
+    pub read_only: bool,
+    /// For `qemu-img check`: some validations are left out.
+    pub check: bool,
+    /// Only metadata will be looked at.
+    pub no_io: bool,
+}
+
+/// `preallocation` of a new image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing is allocated.
+    #[default]
+    Off,
+    /// Every cluster is mapped, no data are written.
+    Metadata,
+}
+
+/// Options of `blockdev-create` for qcow2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2CreateOptions {
+    /// Virtual size, bytes.
+    pub size: u64,
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// 2 (`compat=0.10`) or 3.
+    pub version: u32,
+    /// Width of a refcount, bits.
+    pub refcount_bits: u64,
+    /// Postpone refcount updates.
+    pub lazy_refcounts: bool,
+    /// L2 entries of 16 bytes; not supported.
+    pub extended_l2: bool,
+    /// Name of the backing file.
+    pub backing_file: Option<String>,
+    /// Format of the backing file.
+    pub backing_format: Option<String>,
+    /// What to allocate at once.
+    pub preallocation: Preallocation,
+    /// Compress with zstd: stored in the header only; compressed writes are refused then.
+    pub zstd: bool,
+}
+
+impl Default for Qcow2CreateOptions {
+    fn default() -> Qcow2CreateOptions {
+        Qcow2CreateOptions {
+            size: 0,
+            cluster_size: 65536,
+            version: 3,
+            refcount_bits: 16,
+            lazy_refcounts: false,
+            extended_l2: false,
+            backing_file: None,
+            backing_format: None,
+            preallocation: Preallocation::Off,
+            zstd: false,
+        }
+    }
+}

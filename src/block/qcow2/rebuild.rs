@@ -1,0 +1,112 @@
+//! New refcount structures from nothing but counted references.
+//!
+//! The last resort of a repair: refcount blocks and a table are placed into clusters to which no
+//! reference was found, written, and only then entered into the header. The old structures become
+//! leaks, which the caller frees. QEMU's source: `rebuild_refcount_structure` in
+//! `block/qcow2-refcount.c`.
+
+use crate::block::ReqFlags;
+use crate::errno::{Errno, Res};
+use crate::store::Content;
+
+use super::check::Checker;
+use super::layout::{ENTRY_BYTES, MAX_REFTABLE_BYTES};
+use super::refcount::Reftable;
+use super::table::{Refblock, Table, entry_bytes, prefix_content};
+
+impl Checker<'_> {
+    /// Writes new refcount blocks and a new table, and switches to them.
+    pub(super) async fn rebuild_refcounts(&mut self) -> Res<()> {
+        let image = self.image;
+        // What is cached describes the old structures.
+        image.refcount_cache.depends.set(false);
+        image.l2_cache.depends.set(false);
+        image.reshape_caches();
+        let mut table = Reftable::default();
+        self.place_blocks(&mut table);
+        loop {
+            let len = (table.entries.len() as u64).next_multiple_of(image.geo.cluster_size() / ENTRY_BYTES);
+            if len * ENTRY_BYTES > MAX_REFTABLE_BYTES {
+                return Err(Errno::EFBIG);
+            }
+            let clusters = image.geo.clusters(len * ENTRY_BYTES);
+            let first = self.take_free(clusters);
+            let blocks = table.entries.len();
+            // The table's own clusters may need further blocks, and these a larger table.
+            self.place_blocks(&mut table);
+            if table.entries.len() as u64 <= len {
+                (table.offset, table.len) = (first << image.geo.cluster_bits, len);
+                break;
+            }
+            debug_assert!(table.entries.len() > blocks, "only more blocks make a larger table");
+            self.references[first as usize..(first + clusters) as usize].fill(0);
+        }
+        self.write_structures(&table).await?;
+        image.reftable.replace(table);
+        image.free_cluster_index.set(0);
+        Ok(())
+    }
+
+    /// Gives every stretch of clusters with references a refcount block.
+    fn place_blocks(&mut self, table: &mut Reftable) {
+        let per_block = self.image.geo.refblock_entries() as usize;
+        let mut index = 0;
+        while index * per_block < self.references.len() {
+            let stretch = &self.references[index * per_block..];
+            let used = stretch.iter().take(per_block).any(|references| *references > 0);
+            if used && table.block_offset(index as u64) == 0 {
+                let cluster = self.take_free(1);
+                table.set(index as u64, cluster << self.image.geo.cluster_bits);
+                // The block's own cluster may be in a stretch that had none before.
+                index = 0;
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Takes the first free clusters in a row; behind the end of the file if there are none.
+    fn take_free(&mut self, count: u64) -> u64 {
+        let count = count as usize;
+        let mut run = 0;
+        let mut end = 0;
+        while run < count {
+            let free = self.references.get(end).is_none_or(|references| *references == 0);
+            run = if free { run + 1 } else { 0 };
+            end += 1;
+        }
+        if end > self.references.len() {
+            self.references.resize(end, 0);
+        }
+        self.references[end - count..end].fill(1);
+        (end - count) as u64
+    }
+
+    async fn write_structures(&self, table: &Reftable) -> Res<()> {
+        let image = self.image;
+        let cluster_size = image.geo.cluster_size();
+        let order = image.geo.refcount_order;
+        let per_block = image.geo.refblock_entries() as usize;
+        for (index, offset) in table.entries.iter().enumerate().filter(|(_, offset)| **offset != 0) {
+            let mut refblock = Refblock::default();
+            let stretch = self.references.iter().skip(index * per_block).take(per_block);
+            for (entry, references) in stretch.enumerate() {
+                refblock.set(order, entry, u64::from(*references));
+            }
+            image.check_overlap(self.block, None, *offset, cluster_size).await?;
+            let content = refblock.to_content(cluster_size);
+            self.block.co_pwrite(image.file, *offset, content, ReqFlags::NONE).await?;
+        }
+        image.check_overlap(self.block, None, table.offset, table.bytes()).await?;
+        let content = prefix_content(entry_bytes(&table.entries), table.bytes());
+        self.block.co_pwrite(image.file, table.offset, content, ReqFlags::NONE).await?;
+        self.block.co_flush(image.file).await?;
+        let clusters = (table.bytes() >> image.geo.cluster_bits) as u32;
+        let mut fields = table.offset.to_be_bytes().to_vec();
+        fields.extend_from_slice(&clusters.to_be_bytes());
+        image.write_sync(self.block, 48, Content::from_bytes(fields)).await?;
+        let mut header = image.header.borrow_mut();
+        (header.refcount_table_offset, header.refcount_table_clusters) = (table.offset, clusters);
+        Ok(())
+    }
+}

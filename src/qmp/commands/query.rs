@@ -1,0 +1,154 @@
+//! What nodes look like from outside: query-named-block-nodes and query-block (`block/qapi.c`).
+
+use serde_json::{Value, json};
+
+use crate::block::qcow2::Qcow2Info;
+use crate::block::{DetectZeroes, Node, Parent};
+use crate::qmp::args::Args;
+use crate::qmp::error::QmpResult;
+use crate::qmp::machine::Machine;
+
+impl Machine {
+    /// query-named-block-nodes: newest node first.
+    pub(in crate::qmp) fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
+        let flat = args.opt_bool("flat")?.unwrap_or(false);
+        args.finish()?;
+        let nodes = self.block.live_nodes();
+        if let Some(ejected) = nodes.iter().find(|node| node.ejected.get()) {
+            return Err(format!("Block device {} is ejected", ejected.name).into());
+        }
+        Ok(nodes.iter().map(|node| self.node_info(node, flat)).collect())
+    }
+
+    /// query-block: the named backends with what is inserted in them.
+    pub(in crate::qmp) fn query_block(&self) -> QmpResult {
+        let mut devices = Vec::new();
+        for node in self.block.live_nodes() {
+            for edge in node.parents.borrow().iter() {
+                let Parent::Backend(backend) = &edge.parent else { continue };
+                let Some(name) = &backend.name else { continue };
+                devices.push(json!({
+                    "device": &**name,
+                    "locked": false,
+                    "removable": false,
+                    "type": "unknown",
+                    "inserted": self.node_info(&node, false),
+                }));
+            }
+        }
+        Ok(devices.into())
+    }
+
+    /// `BlockDeviceInfo`.
+    fn node_info(&self, node: &Node, flat: bool) -> Value {
+        let options = node.options.borrow();
+        let detect = match options.detect_zeroes {
+            DetectZeroes::Off => "off",
+            DetectZeroes::On => "on",
+            DetectZeroes::Unmap => "unmap",
+        };
+        let mut info = json!({
+            "file": &**node.filename.borrow(),
+            "node-name": &*node.name,
+            "ro": options.read_only,
+            "drv": node.driver_name().unwrap_or(""),
+            "encrypted": false,
+            "detect_zeroes": detect,
+            "backing_file_depth": self.backing_depth(node),
+            "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+            "write_threshold": 0,
+            "cache": {"writeback": true, "direct": options.direct, "no-flush": options.no_flush},
+            "image": self.image_info(node, flat),
+        });
+        if self.block.quirks.since_9 {
+            info["active"] = true.into();
+        }
+        if let Some(qcow2) = node.qcow2()
+            && let Some(backing) = qcow2.backing_name()
+        {
+            info["backing_file"] = self.block.relative_to(node, &backing).into();
+        }
+        let bitmaps = bitmaps_info(node);
+        if !bitmaps.is_empty() {
+            info["dirty-bitmaps"] = bitmaps.into();
+        }
+        info
+    }
+
+    fn backing_depth(&self, node: &Node) -> u64 {
+        let mut depth = 0;
+        let mut layer = self.block.backing_chain_next(node.id);
+        while let Some(id) = layer {
+            depth += 1;
+            layer = self.block.backing_chain_next(id);
+        }
+        depth
+    }
+
+    /// `ImageInfo`, as far as a node tells it.
+    fn image_info(&self, node: &Node, flat: bool) -> Value {
+        let mut image = json!({
+            "filename": &**node.filename.borrow(),
+            "format": node.driver_name().unwrap_or(""),
+            "virtual-size": node.length.get(),
+        });
+        if let Some(size) = self.block.allocated_size(node.id) {
+            image["actual-size"] = size.into();
+        }
+        if let Some(qcow2) = node.qcow2() {
+            image["dirty-flag"] = false.into();
+            image["cluster-size"] = qcow2.cluster_size().into();
+            image["format-specific"] = json!({"type": "qcow2", "data": specific_info(&qcow2.info())});
+            if let Some(backing) = qcow2.backing_name() {
+                image["backing-filename"] = backing.clone().into();
+                image["full-backing-filename"] = self.block.relative_to(node, &backing).into();
+                if let Some(format) = qcow2.backing_format() {
+                    image["backing-filename-format"] = format.into();
+                }
+            }
+        }
+        let backing = node.backing().filter(|_| !flat).map(|id| self.block.node(id));
+        if let Some(backing) = backing {
+            image["backing-image"] = self.image_info(&backing, false);
+        }
+        image
+    }
+}
+
+/// `ImageInfoSpecificQCow2`, without what needs I/O.
+fn specific_info(info: &Qcow2Info) -> Value {
+    let mut data = json!({
+        "compat": if info.version == 2 { "0.10" } else { "1.1" },
+        "compression-type": info.compression_type,
+        "refcount-bits": info.refcount_bits,
+    });
+    if info.version > 2 {
+        data["lazy-refcounts"] = info.lazy_refcounts.into();
+        data["corrupt"] = info.corrupt.into();
+        data["extended-l2"] = info.extended_l2.into();
+    }
+    data
+}
+
+/// The bitmaps of a node, newest first.
+fn bitmaps_info(node: &Node) -> Vec<Value> {
+    let list = node.bitmaps.borrow();
+    list.iter()
+        .map(|(id, bitmap)| {
+            let mut info = json!({
+                "count": bitmap.count_bytes(),
+                "granularity": bitmap.granularity(),
+                "recording": list.recording(id),
+                "busy": bitmap.busy,
+                "persistent": bitmap.persistent,
+            });
+            if let Some(name) = &bitmap.name {
+                info["name"] = (&**name).into();
+            }
+            if bitmap.inconsistent {
+                info["inconsistent"] = true.into();
+            }
+            info
+        })
+        .collect()
+}

@@ -1,0 +1,228 @@
+//! `transaction`: actions that happen together or not at all.
+//!
+//! QEMU's rules (`qmp_transaction` in `blockdev.c`, `blockdev/transactions` later): drain everything, prepare
+//! in order, then commit all or abort all that was prepared, last first; clean in the end. The order of commit
+//! and clean is a matter of the version.
+
+use std::rc::Rc;
+
+use serde_json::{Map, Value, json};
+
+use crate::bitmap::hbitmap::Bits;
+use crate::job::JobTxn;
+use crate::qmp::args::Args;
+use crate::qmp::error::{QmpError, QmpResult};
+use crate::qmp::machine::Machine;
+
+use super::backup::{BackupAction, BackupArgs};
+use super::bitmaps::{BitmapAdd, BitmapMerge, BitmapName, Found};
+
+/// An action as asked for.
+enum Action {
+    Abort,
+    Add(BitmapAdd),
+    Remove(BitmapName),
+    Clear(BitmapName),
+    Enable(BitmapName),
+    Disable(BitmapName),
+    Merge(BitmapMerge),
+    Backup(Box<BackupArgs>),
+}
+
+/// What a prepared action needs for the rest of its life.
+enum Prepared {
+    Nothing,
+    Added(Found),
+    Removed(Found),
+    /// The bitmap's contents from before.
+    Changed(Found, Bits),
+    /// Whether the bitmap was enabled before.
+    Switched(Found, bool),
+    Backup(BackupAction),
+}
+
+const TYPES: &[&str] = &[
+    "abort",
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-remove",
+    "block-dirty-bitmap-clear",
+    "block-dirty-bitmap-enable",
+    "block-dirty-bitmap-disable",
+    "block-dirty-bitmap-merge",
+    "blockdev-backup",
+    "drive-backup",
+];
+
+/// Types that QEMU has and this machine has not.
+const OTHER_TYPES: &[&str] =
+    &["blockdev-snapshot", "blockdev-snapshot-sync", "blockdev-snapshot-internal-sync"];
+
+impl Machine {
+    /// transaction (`qmp_transaction`).
+    pub(in crate::qmp) async fn transaction(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
+        let args = Args::new(arguments);
+        let mut actions = Vec::new();
+        for (item, name) in args.list("actions")? {
+            let action = Args::element(item, &name)?;
+            actions.push(self.parse_action(&action)?);
+        }
+        let mut grouped = false;
+        if let Some(properties) = args.opt_object("properties")? {
+            let modes = [("individual", false), ("grouped", true)];
+            grouped = properties.opt_enum("completion-mode", &modes)?.unwrap_or(false);
+            properties.finish()?;
+        }
+        args.finish()?;
+        if grouped && self.block.quirks.grouped_checked_first {
+            for (action, kind) in &actions {
+                self.check_grouped(action, kind)?;
+            }
+        }
+        self.run_actions(&actions, grouped).await?;
+        Ok(json!({}))
+    }
+
+    /// A plain backup command: a transaction with one action.
+    pub(in crate::qmp) async fn single_backup(self: &Rc<Self>, arguments: &Map<String, Value>, is_drive: bool) -> QmpResult {
+        let args = BackupArgs::parse(&Args::new(arguments), is_drive, self.block.quirks.since_9)?;
+        let action = (Action::Backup(Box::new(args)), "");
+        self.run_actions(&[action], false).await?;
+        Ok(json!({}))
+    }
+
+    fn parse_action(&self, action: &Args<'_>) -> Result<(Action, &'static str), QmpError> {
+        let word = action.str("type")?;
+        let Some(kind) = TYPES.iter().find(|kind| **kind == word) else {
+            if OTHER_TYPES.contains(&word) {
+                return Err(format!("not modelled: action '{word}'; there are {}", TYPES.join(", ")).into());
+            }
+            return Err(action.bad_value("type", word));
+        };
+        let data = action.object("data")?;
+        let parsed = match *kind {
+            "abort" => {
+                data.finish()?;
+                Action::Abort
+            }
+            "block-dirty-bitmap-add" => Action::Add(BitmapAdd::parse(&data)?),
+            "block-dirty-bitmap-remove" => Action::Remove(BitmapName::parse(&data)?),
+            "block-dirty-bitmap-clear" => Action::Clear(BitmapName::parse(&data)?),
+            "block-dirty-bitmap-enable" => Action::Enable(BitmapName::parse(&data)?),
+            "block-dirty-bitmap-disable" => Action::Disable(BitmapName::parse(&data)?),
+            "block-dirty-bitmap-merge" => Action::Merge(BitmapMerge::parse(&data)?),
+            other => {
+                let args = BackupArgs::parse(&data, other == "drive-backup", self.block.quirks.since_9)?;
+                Action::Backup(Box::new(args))
+            }
+        };
+        action.finish()?;
+        Ok((parsed, kind))
+    }
+
+    fn check_grouped(&self, action: &Action, kind: &str) -> Result<(), QmpError> {
+        let is_exempt = matches!(action, Action::Abort) && !self.block.quirks.grouped_checked_first;
+        if matches!(action, Action::Backup(_)) || is_exempt {
+            return Ok(());
+        }
+        let transaction = if self.block.quirks.grouped_checked_first { "transaction" } else { "Transaction" };
+        Err(format!("Action '{kind}' does not support {transaction} property completion-mode = grouped").into())
+    }
+
+    async fn run_actions(self: &Rc<Self>, actions: &[(Action, &'static str)], grouped: bool) -> Result<(), QmpError> {
+        let txn = grouped.then(|| Rc::new(JobTxn::default()));
+        self.block.drain_all().await;
+        let mut prepared = Vec::new();
+        let mut failure = None;
+        for (action, kind) in actions {
+            let checked = if grouped { self.check_grouped(action, kind) } else { Ok(()) };
+            let (state, result) = match checked {
+                Ok(()) => self.prepare(action, txn.clone()).await,
+                Err(error) => (Prepared::Nothing, Err(error)),
+            };
+            prepared.push(state);
+            if let Err(error) = result {
+                failure = Some(error);
+                break;
+            }
+        }
+        let reverse = self.block.quirks.transaction_reverse;
+        match &failure {
+            None => {
+                for state in in_order(&prepared, reverse) {
+                    self.commit(state);
+                }
+            }
+            Some(_) => {
+                for state in prepared.iter().rev() {
+                    self.abort(state).await;
+                }
+            }
+        }
+        for state in in_order(&prepared, reverse) {
+            if let Prepared::Backup(backup) = state {
+                self.backup_clean(backup);
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn prepare(&self, action: &Action, txn: Option<Rc<JobTxn>>) -> (Prepared, Result<(), QmpError>) {
+        let done = match action {
+            Action::Abort => Err("Transaction aborted using Abort action".into()),
+            Action::Add(add) => self.bitmap_add(add).await.map(Prepared::Added),
+            Action::Remove(name) => self.bitmap_remove_prepare(name).await.map(|found| {
+                self.edit(&found, |bitmap| {
+                    bitmap.skip_store = true;
+                    bitmap.busy = true;
+                });
+                Prepared::Removed(found)
+            }),
+            Action::Clear(name) => self.bitmap_clear(name).map(|(found, old)| Prepared::Changed(found, old)),
+            Action::Enable(name) => {
+                self.bitmap_switch(name, true).map(|(found, was)| Prepared::Switched(found, was))
+            }
+            Action::Disable(name) => {
+                self.bitmap_switch(name, false).map(|(found, was)| Prepared::Switched(found, was))
+            }
+            Action::Merge(merge) => self.bitmap_merge(merge).map(|(found, old)| Prepared::Changed(found, old)),
+            Action::Backup(args) => {
+                let (backup, result) = self.backup_prepare(args, txn).await;
+                return (backup.map_or(Prepared::Nothing, Prepared::Backup), result);
+            }
+        };
+        match done {
+            Ok(prepared) => (prepared, Ok(())),
+            Err(error) => (Prepared::Nothing, Err(error)),
+        }
+    }
+
+    fn commit(&self, state: &Prepared) {
+        match state {
+            Prepared::Removed(found) => self.bitmap_release(found),
+            Prepared::Backup(backup) => self.backup_commit(backup),
+            Prepared::Nothing | Prepared::Added(_) | Prepared::Changed(..) | Prepared::Switched(..) => {}
+        }
+    }
+
+    async fn abort(&self, state: &Prepared) {
+        match state {
+            Prepared::Added(found) => self.bitmap_release(found),
+            Prepared::Removed(found) => self.edit(found, |bitmap| {
+                bitmap.skip_store = false;
+                bitmap.busy = false;
+            }),
+            Prepared::Changed(found, old) => self.edit(found, |bitmap| bitmap.restore(old.clone())),
+            Prepared::Switched(found, was_enabled) => self.edit(found, |bitmap| bitmap.disabled = !was_enabled),
+            Prepared::Backup(backup) => self.backup_abort(backup).await,
+            Prepared::Nothing => {}
+        }
+    }
+}
+
+fn in_order(states: &[Prepared], reverse: bool) -> Vec<&Prepared> {
+    let mut order: Vec<&Prepared> = states.iter().collect();
+    if reverse {
+        order.reverse();
+    }
+    order
+}

@@ -1,0 +1,200 @@
+//! The table of commands.
+//!
+//! A command that QEMU has and this machine has not is refused as not modelled; one that the reproduced
+//! version does not have gets QEMU's own CommandNotFound.
+
+use std::rc::Rc;
+
+use serde_json::{Map, Value, json};
+
+use super::args::Args;
+use super::error::{ErrorClass, QmpError, QmpResult};
+use super::machine::Machine;
+
+/// What is modelled, sorted.
+pub const COMMANDS: &[&str] = &[
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-clear",
+    "block-dirty-bitmap-disable",
+    "block-dirty-bitmap-enable",
+    "block-dirty-bitmap-merge",
+    "block-dirty-bitmap-remove",
+    "block-export-add",
+    "block-export-del",
+    "block-job-cancel",
+    "block-job-change",
+    "block-job-complete",
+    "block-job-dismiss",
+    "block-job-finalize",
+    "block-job-pause",
+    "block-job-resume",
+    "block-job-set-speed",
+    "block_resize",
+    "blockdev-add",
+    "blockdev-backup",
+    "blockdev-create",
+    "blockdev-del",
+    "blockdev-reopen",
+    "blockdev-snapshot",
+    "blockdev-snapshot-sync",
+    "cont",
+    "drive-backup",
+    "human-monitor-command",
+    "job-cancel",
+    "job-complete",
+    "job-dismiss",
+    "job-finalize",
+    "job-pause",
+    "job-resume",
+    "nbd-server-add",
+    "nbd-server-remove",
+    "nbd-server-start",
+    "nbd-server-stop",
+    "qmp_capabilities",
+    "query-block",
+    "query-block-exports",
+    "query-block-jobs",
+    "query-jobs",
+    "query-name",
+    "query-named-block-nodes",
+    "query-status",
+    "query-version",
+    "quit",
+    "stop",
+    "transaction",
+    "x-debug-block-dirty-bitmap-sha256",
+];
+
+/// Commands of QEMU's block layer and of its monitor that this machine does not have.
+const NOT_MODELLED: &[&str] = &[
+    "block-commit",
+    "block-job-set-speed-all",
+    "block-latency-histogram-set",
+    "block-set-write-threshold",
+    "block-stream",
+    "block_set_io_throttle",
+    "blockdev-change-medium",
+    "blockdev-close-tray",
+    "blockdev-insert-medium",
+    "blockdev-mirror",
+    "blockdev-open-tray",
+    "blockdev-remove-medium",
+    "blockdev-set-active",
+    "blockdev-snapshot-delete-internal-sync",
+    "blockdev-snapshot-internal-sync",
+    "change-backing-file",
+    "device_add",
+    "device_del",
+    "drive-mirror",
+    "eject",
+    "job-change",
+    "migrate",
+    "object-add",
+    "object-del",
+    "query-blockstats",
+    "query-commands",
+    "query-events",
+    "query-qmp-schema",
+    "snapshot-delete",
+    "snapshot-load",
+    "snapshot-save",
+    "system_powerdown",
+    "system_reset",
+    "x-blockdev-change",
+    "x-debug-query-block-graph",
+];
+
+impl Machine {
+    /// Runs a command in the monitor's context.
+    pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+        let result = self.dispatch_one(command, arguments).await;
+        self.send_notices();
+        result
+    }
+
+    async fn dispatch_one(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+        match command {
+            "blockdev-add" => self.blockdev_add(arguments).await,
+            "blockdev-del" => self.blockdev_del(arguments).await,
+            "blockdev-create" => self.blockdev_create(arguments),
+            "blockdev-reopen" => self.blockdev_reopen(arguments).await,
+            "blockdev-snapshot" => self.blockdev_snapshot(arguments).await,
+            "blockdev-snapshot-sync" => self.blockdev_snapshot_sync(arguments).await,
+            "block_resize" => self.block_resize(arguments).await,
+            "blockdev-backup" => self.single_backup(arguments, false).await,
+            "drive-backup" => self.single_backup(arguments, true).await,
+            "transaction" => self.transaction(arguments).await,
+            "block-job-change" if !self.block.quirks.since_9 => Err(not_found(command)),
+            "block-dirty-bitmap-add"
+            | "block-dirty-bitmap-remove"
+            | "block-dirty-bitmap-clear"
+            | "block-dirty-bitmap-enable"
+            | "block-dirty-bitmap-disable"
+            | "block-dirty-bitmap-merge"
+            | "x-debug-block-dirty-bitmap-sha256" => self.bitmap_command(command, arguments).await,
+            "job-pause" | "job-resume" | "job-cancel" | "job-complete" | "job-finalize" | "job-dismiss" => {
+                self.job_command(command, arguments).await
+            }
+            "block-job-pause" | "block-job-resume" | "block-job-cancel" | "block-job-complete"
+            | "block-job-finalize" | "block-job-dismiss" | "block-job-set-speed" | "block-job-change" => {
+                self.block_job_command(command, arguments).await
+            }
+            "human-monitor-command" => self.human_monitor_command(arguments).await,
+            "nbd-server-start" | "nbd-server-stop" | "nbd-server-add" | "nbd-server-remove" | "block-export-add"
+            | "block-export-del" => self.export_command(command, arguments).await,
+            _ => self.query(command, arguments).await,
+        }
+    }
+
+    /// Commands that only tell something, or almost.
+    async fn query(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+        let args = Args::new(arguments);
+        match command {
+            "query-named-block-nodes" => return self.query_named_block_nodes(&args),
+            "query-jobs"
+            | "query-block-jobs"
+            | "query-block"
+            | "query-block-exports"
+            | "query-version"
+            | "query-status"
+            | "query-name"
+            | "stop"
+            | "cont"
+            | "quit"
+            | "qmp_capabilities" => {}
+            other if NOT_MODELLED.contains(&other) => {
+                return Err(format!("not modelled: command '{other}'; there are {}", COMMANDS.join(", ")).into());
+            }
+            other => return Err(not_found(other)),
+        }
+        args.finish()?;
+        match command {
+            "query-jobs" => self.query_jobs(),
+            "query-block-jobs" => self.query_block_jobs(),
+            "query-block" => self.query_block(),
+            "query-block-exports" => self.query_block_exports(),
+            "query-version" => Ok(self.version()),
+            "query-status" => Ok(json!({"running": true, "status": "running", "singlestep": false})),
+            "query-name" => Ok(json!({})),
+            "quit" => {
+                self.quits.set(true);
+                self.shutdown().await;
+                Ok(json!({}))
+            }
+            "qmp_capabilities" => Err(QmpError::new(
+                ErrorClass::CommandNotFound,
+                "Capabilities negotiation is already complete, command ignored",
+            )),
+            _ => Ok(json!({})),
+        }
+    }
+
+    fn version(&self) -> Value {
+        let (major, minor, micro) = if self.block.quirks.since_9 { (10, 0, 2) } else { (7, 2, 22) };
+        json!({"qemu": {"major": major, "minor": minor, "micro": micro}, "package": "backsim"})
+    }
+}
+
+fn not_found(command: &str) -> QmpError {
+    QmpError::new(ErrorClass::CommandNotFound, format!("The command {command} has not been found"))
+}

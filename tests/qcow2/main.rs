@@ -1,0 +1,5 @@
+//! The qcow2 driver from outside: event sequences, and round trips with the real qemu-img.
+
+mod events;
+mod oracle;
+mod rig;
