@@ -19,11 +19,7 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
     }
     world.vm("launch");
     let limit = if world.one_in(3) { 64 << 20 } else { 8 << 20 };
-    world.new_disk(Wish {
-        limit,
-        any_format: world.level > Level::Easy,
-        backing: true,
-    });
+    world.new_disk(Wish { limit, any_format: world.level > Level::Easy, backing: true });
     let (phases, all): (u64, &[Phase]) = match world.level {
         Level::Easy => (1, &EASY),
         Level::Medium => (world.rng.between(2, 3), &ALL),
@@ -78,8 +74,7 @@ impl World {
         };
         let whole = backup.sync == "full" || !self.disks[disk].backed;
         let compare = Step::new("compare", vec![image.clone(), source]);
-        self.verification
-            .push(Check::compare(compare, disk, whole.then_some(version)));
+        self.verification.push(Check::compare(compare, disk, whole.then_some(version)));
         if backup.workers == Some(1) && target.format == Format::Qcow2 && self.one_in(4) {
             let command = self.pick(&["check", "check", "map"]);
             self.verification.push(Check::plain(qemu_img(command, &image)));
@@ -89,10 +84,7 @@ impl World {
     /// A bitmap of `disk` that records.
     pub(super) fn recording_bitmap(&mut self, disk: usize) -> Option<String> {
         let usable = |disk: &Disk| {
-            let fine = disk
-                .bitmaps
-                .iter()
-                .filter(|bitmap| bitmap.enabled && !bitmap.busy && !bitmap.inconsistent);
+            let fine = disk.bitmaps.iter().filter(|bitmap| bitmap.enabled && !bitmap.busy && !bitmap.inconsistent);
             fine.map(|bitmap| bitmap.name.clone()).collect::<Vec<_>>()
         };
         let names = usable(&self.disks[disk]);
@@ -179,19 +171,9 @@ fn chain(world: &mut World) {
 fn backed_target(world: &mut World, node: String, base: &Target) -> Target {
     let image = format!("{node}-img");
     let backing = base.image.clone().unwrap_or_default();
-    world.step(
-        Step::new("image", &image)
-            .with("cluster-size", size_value(65536))
-            .with("backing", backing),
-    );
+    world.step(Step::new("image", &image).with("cluster-size", size_value(65536)).with("backing", backing));
     let file_node = world.open(&node, Format::Qcow2, &image, false);
-    Target {
-        node,
-        file_node,
-        image: Some(image),
-        format: Format::Qcow2,
-        cluster: 65536,
-    }
+    Target { node, file_node, image: Some(image), format: Format::Qcow2, cluster: 65536 }
 }
 
 /// Remembers to compare a link of a chain, put upon the one before, with the source.

@@ -87,19 +87,8 @@ fn set_state(event: &str, from: u64) -> Args {
 impl World {
     /// Any policy with any error.
     pub(super) fn policy(&mut self) -> Policy {
-        let names = [
-            None,
-            Some("report"),
-            Some("stop"),
-            Some("stop"),
-            Some("ignore"),
-            Some("enospc"),
-            Some("auto"),
-        ];
-        Policy {
-            name: self.pick(&names),
-            errno: self.pick(&[5, 5, 28, 28, 1, 22]),
-        }
+        let names = [None, Some("report"), Some("stop"), Some("stop"), Some("ignore"), Some("enospc"), Some("auto")];
+        Policy { name: self.pick(&names), errno: self.pick(&[5, 5, 28, 28, 1, 22]) }
     }
 
     /// A disk called drive0 on the image `src`, with data in `count` clusters of 64 KiB.
@@ -146,10 +135,7 @@ impl World {
         let rules = args().set("driver", "blkdebug").set("image", file(image));
         let rules = rules.maybe("set-state", (!states.is_empty()).then_some(states));
         let rules = rules.maybe("inject-error", (!errors.is_empty()).then_some(errors));
-        let arguments = args()
-            .set("node-name", node)
-            .set("driver", format.driver())
-            .set("file", rules);
+        let arguments = args().set("node-name", node).set("driver", format.driver()).set("file", rules);
         self.execute("blockdev-add", arguments);
     }
 
@@ -263,10 +249,7 @@ fn dirty_bitmap(world: &mut World, disk: usize, clusters: usize) -> String {
     let name = world.pick(&BITMAPS).to_string();
     let granularity = world.granularity().filter(|bytes| *bytes <= 2 << 20);
     let node = world.disks[disk].node.clone();
-    let arguments = args()
-        .set("node", node)
-        .set("name", &name)
-        .maybe("granularity", granularity);
+    let arguments = args().set("node", node).set("name", &name).maybe("granularity", granularity);
     world.execute("block-dirty-bitmap-add", arguments);
     let model = &mut world.disks[disk];
     let bitmap = Bitmap::new(&name, granularity.unwrap_or(model.default_granularity()), model.size);
@@ -301,19 +284,11 @@ fn unreadable_source(world: &mut World) {
     let rule = inject("read_aio", policy.errno).maybe("state", (state > 1).then_some(state));
     let rule = rule.set("once", !lasting).set("immediately", world.coin());
     world.reopen_with_rules(disk, states, vec![rule]);
-    let bitmap = if world.coin() {
-        Some(dirty_bitmap(world, disk, 4))
-    } else {
-        None
-    };
+    let bitmap = if world.coin() { Some(dirty_bitmap(world, disk, 4)) } else { None };
     let node = world.new_target();
     let size = world.disks[disk].size;
     let cluster = world.pick(&[None, Some(65536), Some(4096)]);
-    let target = if world.one_in(4) {
-        world.slow_target(8 << 20)
-    } else {
-        None
-    };
+    let target = if world.one_in(4) { world.slow_target(8 << 20) } else { None };
     let target = match target {
         Some(target) if size == 8 << 20 => target,
         _ => world.qcow2_target(node, size, cluster),
@@ -330,11 +305,7 @@ fn unreadable_source(world: &mut World) {
     }
     let before = world.owned(disk, &backup);
     world.start(&backup);
-    let end = if lasting {
-        hopeless(world, &backup)
-    } else {
-        world.follow_failing(disk, &backup, policy)
-    };
+    let end = if lasting { hopeless(world, &backup) } else { world.follow_failing(disk, &backup, policy) };
     world.settle(disk, &backup, before, end);
     world.aftermath(&backup);
     if !lasting && world.one_in(3) {
@@ -365,11 +336,7 @@ fn unwritable_target(world: &mut World) {
     } else {
         world.scattered_disk(4)
     };
-    let bitmap = if world.coin() {
-        Some(dirty_bitmap(world, disk, 4))
-    } else {
-        None
-    };
+    let bitmap = if world.coin() { Some(dirty_bitmap(world, disk, 4)) } else { None };
     if bitmap.is_none() {
         world.scatter(disk, 4);
     }
@@ -411,13 +378,7 @@ pub(super) fn target_with_rules(
     world.step(image_step(&image, Format::Qcow2, size, cluster));
     world.add_with_rules(&node, Format::Qcow2, &image, states, errors);
     let cluster = cluster.unwrap_or(65536).max(65536);
-    Target {
-        node,
-        file_node: None,
-        image: Some(image),
-        format: Format::Qcow2,
-        cluster,
-    }
+    Target { node, file_node: None, image: Some(image), format: Format::Qcow2, cluster }
 }
 
 /// Some write of the target's metadata fails; the job may not even notice.
@@ -443,10 +404,7 @@ fn metadata(world: &mut World) {
         "flush_to_disk",
     ];
     let event = world.pick(&events);
-    let policy = Policy {
-        name: world.pick(&[None, Some("report"), Some("ignore")]),
-        errno: world.pick(&[5, 28]),
-    };
+    let policy = Policy { name: world.pick(&[None, Some("report"), Some("ignore")]), errno: world.pick(&[5, 28]) };
     let cluster = world.pick(&[None, Some(65536), Some(65536), Some(4096), Some(256 * KIB)]);
     let rule = inject(event, policy.errno).set("once", true);
     let target = target_with_rules(world, size, cluster, Vec::new(), vec![rule]);
@@ -464,11 +422,7 @@ fn metadata(world: &mut World) {
     world.disks.pop();
     let at = world.rng.below(2) as usize;
     commands.insert(at, write);
-    world.step(
-        Step::new("qemu-io", &target.node)
-            .with("commands", commands)
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", &target.node).with("commands", commands).with("output", true));
     world.execute("blockdev-del", args().set("node-name", &target.node));
     if let Some(image) = &target.image {
         world.step(qemu_img("check", image));
@@ -481,26 +435,16 @@ fn metadata(world: &mut World) {
 /// One sector of the source or the target is bad for good; the blkdebug node stands above the format.
 fn bad_sector(world: &mut World) {
     let on_source = world.coin();
-    world.headline(if on_source {
-        "A bad sector on the source"
-    } else {
-        "A bad sector on the target"
-    });
+    world.headline(if on_source { "A bad sector on the source" } else { "A bad sector on the target" });
     let size = 4 << 20;
     let cluster = world.rng.below(size / (64 * KIB));
     let sector = cluster * 128 + world.rng.below(128);
     let names = [None, Some("report"), Some("stop"), Some("stop"), Some("enospc")];
-    let policy = Policy {
-        name: world.pick(&names),
-        errno: world.pick(&[5, 28]),
-    };
+    let policy = Policy { name: world.pick(&names), errno: world.pick(&[5, 28]) };
     let format = world.pick(&[Format::Qcow2, Format::Qcow2, Format::Raw]);
     let rule = |world: &mut World, side: &'static str| {
         let iotype = world.maybe(2, side);
-        let rule = args()
-            .set("event", "none")
-            .maybe("iotype", iotype)
-            .set("sector", sector);
+        let rule = args().set("event", "none").maybe("iotype", iotype).set("sector", sector);
         vec![rule.set("errno", policy.errno)]
     };
     let disk = world.disk_of(Wish::qcow2(size), "src", format, size);
@@ -511,37 +455,24 @@ fn bad_sector(world: &mut World) {
     let (device, target);
     if on_source {
         device = "bad-source".to_string();
-        let arguments = args()
-            .set("node-name", &device)
-            .set("driver", "blkdebug")
-            .set("image", &format_node);
+        let arguments = args().set("node-name", &device).set("driver", "blkdebug").set("image", &format_node);
         let rules = rule(world, "read");
         world.execute("blockdev-add", arguments.set("inject-error", rules));
         target = world.target(size, true);
     } else {
         device = format_node.clone();
         let below = world.target(size, true);
-        let arguments = args()
-            .set("node-name", "bad-target")
-            .set("driver", "blkdebug")
-            .set("image", &below.node);
+        let arguments = args().set("node-name", "bad-target").set("driver", "blkdebug").set("image", &below.node);
         let rules = rule(world, "write");
         world.execute("blockdev-add", arguments.set("inject-error", rules));
-        target = Target {
-            node: "bad-target".to_string(),
-            ..below
-        };
+        target = Target { node: "bad-target".to_string(), ..below };
     }
     let mut backup = step_by_step(world, disk, &target);
     backup.device = device;
     if backup.filter.as_deref() != Some("backup-top") {
         backup.filter = None;
     }
-    let side = if on_source {
-        &mut backup.on_source_error
-    } else {
-        &mut backup.on_target_error
-    };
+    let side = if on_source { &mut backup.on_source_error } else { &mut backup.on_target_error };
     *side = policy.name;
     world.start(&backup);
     if policy.stops() {

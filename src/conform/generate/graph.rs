@@ -60,18 +60,10 @@ fn first_disk(world: &mut World) {
     let image = format!("img{}", world.new_image());
     let format = world.weighted(&[(3, Format::Qcow2), (1, Format::Raw)]);
     let size = world.disk_size(8 << 20);
-    let cluster = if format == Format::Qcow2 {
-        world.cluster_size(size)
-    } else {
-        None
-    };
+    let cluster = if format == Format::Qcow2 { world.cluster_size(size) } else { None };
     world.step(image_step(&image, format, size, cluster));
     let mut disk = Disk::new(&node, format, size);
-    disk.cluster = if format == Format::Qcow2 {
-        cluster.unwrap_or(65536)
-    } else {
-        0
-    };
+    disk.cluster = if format == Format::Qcow2 { cluster.unwrap_or(65536) } else { 0 };
     (disk.image, disk.file_node) = (Some(image.clone()), Some(format!("{node}-file")));
     world.open_as(&node, format, &image, false, disk.file_node.as_deref());
     world.disks.push(disk);
@@ -90,11 +82,7 @@ fn another_disk(world: &mut World) {
             world.disks.push(Disk::new(&node, Format::Null, size));
         }
         _ => {
-            let wish = super::disks::Wish {
-                limit: 8 << 20,
-                any_format: true,
-                backing: false,
-            };
+            let wish = super::disks::Wish { limit: 8 << 20, any_format: true, backing: false };
             world.empty_disk(wish);
         }
     }
@@ -154,13 +142,7 @@ fn wrong_add(world: &mut World) {
 }
 
 fn names_refused(model: &Disk) -> Vec<Args> {
-    let names = [
-        model.node.as_str(),
-        "",
-        "1st",
-        "a b",
-        "a-node-name-that-is-too-long-for-qemu",
-    ];
+    let names = [model.node.as_str(), "", "1st", "a b", "a-node-name-that-is-too-long-for-qemu"];
     let null = || args().set("driver", "null-co");
     let mut list: Vec<Args> = names.map(|name| null().set("node-name", name)).to_vec();
     list.push(null());
@@ -235,12 +217,7 @@ fn reopen(world: &mut World) {
     let Some(name) = disk.file_node else {
         return wrong_reopen(world);
     };
-    let options = || {
-        args()
-            .set("node-name", &disk.node)
-            .set("driver", disk.format.driver())
-            .set("file", &name)
-    };
+    let options = || args().set("node-name", &disk.node).set("driver", disk.format.driver()).set("file", &name);
     match world.rng.below(4) {
         0 => {
             world.disks[at].unmap = true;
@@ -254,20 +231,14 @@ fn reopen(world: &mut World) {
             world.execute("blockdev-reopen", args().set("options", vec![options()]));
         }
         _ => {
-            world.execute(
-                "blockdev-reopen",
-                args().set("options", vec![options().set("read-only", true)]),
-            );
+            world.execute("blockdev-reopen", args().set("options", vec![options().set("read-only", true)]));
             let write = Step::new("qemu-io", &disk.node).with("command", "write -P 1 0 512");
             world.step(write.with("output", true));
             if world.one_in(3) {
                 world.execute("blockdev-reopen", args().set("options", vec![options()]));
             }
             world.disks[at].unmap = false;
-            world.execute(
-                "blockdev-reopen",
-                args().set("options", vec![options().set("read-only", false)]),
-            );
+            world.execute("blockdev-reopen", args().set("options", vec![options().set("read-only", false)]));
         }
     }
 }
@@ -276,24 +247,14 @@ fn wrong_reopen(world: &mut World) {
     let disk = any_disk(world);
     let model = world.disks[disk].clone();
     let name = model.file_node.clone().unwrap_or_else(|| "nothing".to_string());
-    let base = || {
-        args()
-            .set("node-name", &model.node)
-            .set("driver", model.format.driver())
-    };
+    let base = || args().set("node-name", &model.node).set("driver", model.format.driver());
     let list = [
         args().set("driver", "qcow2"),
-        args()
-            .set("node-name", "nothing")
-            .set("driver", "qcow2")
-            .set("file", &name),
+        args().set("node-name", "nothing").set("driver", "qcow2").set("file", &name),
         base().set("file", "nothing"),
         base().set("file", &model.node),
         base(),
-        args()
-            .set("node-name", &model.node)
-            .set("driver", "luks")
-            .set("file", &name),
+        args().set("node-name", &model.node).set("driver", "luks").set("file", &name),
         base().set("file", &name).set("read-only", "yes"),
         base().set("file", &name).set("detect-zeroes", "unmap"),
         base().set("file", &name).set("backing", "nothing"),
@@ -313,15 +274,7 @@ fn resize(world: &mut World) {
         world.execute("block_resize", arguments(wrong));
         return;
     }
-    let sizes = [
-        size + 512,
-        size + 65536,
-        size + (1 << 20),
-        size * 2,
-        size / 2 / 512 * 512,
-        512,
-        size,
-    ];
+    let sizes = [size + 512, size + 65536, size + (1 << 20), size * 2, size / 2 / 512 * 512, 512, size];
     let other = world.pick(&sizes).clamp(512, 64 << 20);
     world.execute("block_resize", arguments(other as i64));
     if resizable {
@@ -330,11 +283,7 @@ fn resize(world: &mut World) {
         disk.content.clear();
         disk.bitmaps.iter_mut().for_each(|bitmap| bitmap.known = false);
     }
-    world.step(
-        Step::new("qemu-io", node)
-            .with("command", "length")
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", node).with("command", "length").with("output", true));
     if world.coin() {
         world.query_bitmaps();
     }
@@ -350,24 +299,16 @@ fn overlay(world: &mut World) {
     let format = (disk.format == Format::Raw).then_some("raw");
     if world.coin() {
         world.step(image_step(&top, Format::Qcow2, disk.size, None));
-        let options = args()
-            .set("node-name", &node)
-            .set("driver", "qcow2")
-            .set("file", file(&top));
+        let options = args().set("node-name", &node).set("driver", "qcow2").set("file", file(&top));
         world.execute("blockdev-add", options.set("backing", &disk.node));
     } else {
-        let step = Step::new("image", &top)
-            .with("size", size_value(disk.size))
-            .with("backing", image);
+        let step = Step::new("image", &top).with("size", size_value(disk.size)).with("backing", image);
         world.step(match format {
             Some(format) => step.with("backing-format", format),
             None => step,
         });
         // Its backing image can't be opened a second time while the disk may write to it.
-        let options = args()
-            .set("node-name", &node)
-            .set("driver", "qcow2")
-            .set("file", file(&top));
+        let options = args().set("node-name", &node).set("driver", "qcow2").set("file", file(&top));
         if world.coin() {
             world.execute("blockdev-add", options.clone());
         }
@@ -375,17 +316,9 @@ fn overlay(world: &mut World) {
     }
     let (offset, bytes) = world.place(disk.size);
     let read = world.read_command(at, offset, bytes);
-    let write = format!(
-        "write -P 77 {} {}",
-        world.number(offset),
-        world.number(bytes.min(65536))
-    );
+    let write = format!("write -P 77 {} {}", world.number(offset), world.number(bytes.min(65536)));
     let commands = vec![read.clone(), write, read];
-    world.step(
-        Step::new("qemu-io", &node)
-            .with("commands", commands)
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", &node).with("commands", commands).with("output", true));
     if world.coin() {
         let map = Step::new("qemu-io", &node).with("command", "map").with("output", true);
         world.step(map);

@@ -123,11 +123,7 @@ pub(super) struct Step {
 impl Step {
     /// The step `verb: value` without options.
     pub(super) fn new(verb: &str, value: impl Into<Yaml>) -> Step {
-        Step {
-            verb: verb.to_string(),
-            value: value.into(),
-            options: Vec::new(),
-        }
+        Step { verb: verb.to_string(), value: value.into(), options: Vec::new() }
     }
 
     /// The step with one more option.
@@ -189,11 +185,7 @@ pub(super) struct Script {
 impl Script {
     /// The text of the scenario.
     pub(super) fn text(&self) -> String {
-        let mut out = format!(
-            "name: {}\ndescription: {}\n",
-            scalar(&self.name),
-            scalar(&self.description)
-        );
+        let mut out = format!("name: {}\ndescription: {}\n", scalar(&self.name), scalar(&self.description));
         if !self.vars.is_empty() {
             entry(&mut out, 0, "vars", &Yaml::Map(self.vars.clone()));
         }
@@ -275,18 +267,10 @@ fn column(out: &str) -> usize {
 fn flow(out: &mut String, value: &Yaml, closing: usize) {
     let entries: Vec<(String, &Yaml)> = match value {
         Yaml::List(list) => list.iter().map(|value| (String::new(), value)).collect(),
-        Yaml::Map(map) => map
-            .0
-            .iter()
-            .map(|(key, value)| (format!("{}: ", scalar(key)), value))
-            .collect(),
+        Yaml::Map(map) => map.0.iter().map(|(key, value)| (format!("{}: ", scalar(key)), value)).collect(),
         other => return out.push_str(&plain(other)),
     };
-    let (open, close) = if matches!(value, Yaml::List(_)) {
-        ('[', ']')
-    } else {
-        ('{', '}')
-    };
+    let (open, close) = if matches!(value, Yaml::List(_)) { ('[', ']') } else { ('{', '}') };
     out.push(open);
     let indent = column(out);
     let mut broken = false;
@@ -321,10 +305,7 @@ fn plain(value: &Yaml) -> String {
         Yaml::Text(text) => scalar(text),
         Yaml::List(list) => format!("[{}]", list.iter().map(plain).collect::<Vec<_>>().join(", ")),
         Yaml::Map(map) => {
-            let entries = map
-                .0
-                .iter()
-                .map(|(key, value)| format!("{}: {}", scalar(key), plain(value)));
+            let entries = map.0.iter().map(|(key, value)| format!("{}: {}", scalar(key), plain(value)));
             format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
         }
     }
@@ -339,10 +320,7 @@ fn scalar(text: &str) -> String {
     let plain = starts_well
         && text.chars().all(|c| word(c) || c == ' ')
         && !text.ends_with(' ')
-        && !matches!(
-            text,
-            "true" | "false" | "null" | "True" | "False" | "Null" | "yes" | "no" | "on" | "off"
-        );
+        && !matches!(text, "true" | "false" | "null" | "True" | "False" | "Null" | "yes" | "no" | "on" | "off");
     if plain { text.to_string() } else { quoted(text) }
 }
 
@@ -390,15 +368,8 @@ mod tests {
 
     #[test]
     fn long_maps_are_broken_and_aligned() {
-        let rule = || {
-            args()
-                .set("event", "read_aio")
-                .set("state", 1_u64)
-                .set("new_state", 2_u64)
-        };
-        let file = args()
-            .set("driver", "blkdebug")
-            .set("set-state", vec![rule(), rule(), rule()]);
+        let rule = || args().set("event", "read_aio").set("state", 1_u64).set("new_state", 2_u64);
+        let file = args().set("driver", "blkdebug").set("set-state", vec![rule(), rule(), rule()]);
         let step =
             Step::new("execute", "blockdev-add").with("arguments", args().set("driver", "qcow2").set("file", file));
         let mut out = String::new();
