@@ -13,6 +13,7 @@
 //! | [`block`] | node graph, requests, drain, drivers (file, null-co, raw, qcow2, blkdebug, copy-before-write, snapshot-access) |
 //! | [`job`] | job life cycle, transactions, block-copy, backup, create |
 //! | [`qmp`] | commands, events, errors; the machine that holds a graph and its jobs |
+//! | [`img`] | qemu-img's side: create, info, check, map, compare, … on the simulated host |
 //! | [`scenario`] | YAML, cases, steps, the runner and its transcript |
 //! | [`explore`], [`conform`], [`report`] | search through schedules; comparison with real QEMU; output for people and CI |
 //! | [`cli`] | arguments, commands, exit status |
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod conform;
 pub mod errno;
 pub mod explore;
+pub mod img;
 pub mod job;
 pub mod qmp;
 pub mod quirks;

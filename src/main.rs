@@ -1,4 +1,7 @@
 //! The binary: everything is in [`backsim::cli`].
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backsim::cli::main(backsim::cli::engine::simulated)
 }

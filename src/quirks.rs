@@ -30,10 +30,6 @@ impl Compat {
         Compat::ALL.into_iter().find(|c| c.name() == name)
     }
 
-    /// Its differences.
-    pub fn quirks(self) -> Quirks {
-        Quirks::of(self)
-    }
 }
 
 macro_rules! quirks {
@@ -79,8 +75,14 @@ quirks! {
     snapshot_done_lookup_wrong: false;
     /// 7.2: `cbw-timeout` in ns is kept in 32 bits.
     cbw_timeout_32_bits: false;
-    /// 10.0: `qemu-img info` shows child nodes, `map` shows `compressed`.
+    /// 10.0: `qemu-img info` shows child nodes and a wider table of snapshots.
     img_shows_children: true;
+    /// 10.0: `qemu-img map` shows `compressed` (8.2).
+    img_map_compressed: true;
+    /// 10.0.2 as Debian packages it: qemu-img's later texts for a wrong command line, and more long options.
+    img_new_usage: true;
+    /// 10.0: `Detected format of …` ends in a newline.
+    img_hint_newline: true;
     /// 10.0: `qemu-img bitmap` stores bitmaps before the close-time flush and reports failures.
     img_bitmap_stores_first: true;
 }

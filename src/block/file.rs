@@ -26,6 +26,19 @@ pub struct FileDriver {
     pub process: u32,
 }
 
+/// Sets a file's length, bytes. An empty file that grows gets its first block written, which helps QEMU to
+/// probe alignments later (`allocate_first_block` in `block/file-posix.c`) and is why a new raw image
+/// begins with data.
+pub fn truncate(store: &Store, size: u64) -> Res<()> {
+    const FIRST_BLOCK: u64 = 4096;
+    let first = store.len() == 0 && size > 0;
+    store.truncate(size)?;
+    if first {
+        store.write(0, &Content::zeros(if size < FIRST_BLOCK { 512.min(size) } else { FIRST_BLOCK }))?;
+    }
+    Ok(())
+}
+
 struct Lock {
     file: Rc<Store>,
     process: u32,
@@ -38,6 +51,8 @@ struct Lock {
 #[derive(Default)]
 pub struct FileLocks {
     locks: RefCell<Vec<Lock>>,
+    /// The name by which the file was opened whose locks were last refused.
+    last_refused: RefCell<String>,
 }
 
 impl FileLocks {
@@ -49,6 +64,39 @@ impl FileLocks {
     /// Drops all locks of a process that has died.
     pub fn release_process(&self, process: u32) {
         self.locks.borrow_mut().retain(|lock| lock.process != process);
+    }
+}
+
+impl FileLocks {
+    /// Whether these permissions on a file, opened by `filename`, conflict with a lock, other than that of the given
+    /// process's node. The error is QEMU's text.
+    pub fn check(
+        &self,
+        file: &Rc<Store>,
+        filename: &str,
+        own: Option<(u32, NodeId)>,
+        perm: Perm,
+        shared: Perm,
+    ) -> Result<(), String> {
+        let all = self.locks.borrow();
+        let others = || all.iter().filter(|l| Rc::ptr_eq(&l.file, file) && Some((l.process, l.node)) != own);
+        for p in PERMISSIONS {
+            let refused = if perm.contains(p) && others().any(|other| !other.shared.contains(p)) {
+                format!("Failed to get \"{}\" lock", p.names())
+            } else if !shared.contains(p) && others().any(|other| other.perm.contains(p)) {
+                format!("Failed to get shared \"{}\" lock", p.names())
+            } else {
+                continue;
+            };
+            *self.last_refused.borrow_mut() = filename.to_owned();
+            return Err(refused);
+        }
+        Ok(())
+    }
+
+    /// The name by which the file was opened whose locks were last refused (QEMU's hint names it).
+    pub fn last_refused(&self) -> String {
+        self.last_refused.borrow().clone()
     }
 }
 
@@ -64,18 +112,10 @@ impl FileDriver {
         shared: Perm,
         force_share: bool,
     ) -> Result<(), String> {
-        let mut all = locks.locks.borrow_mut();
         if !force_share {
-            let others = || all.iter().filter(|l| Rc::ptr_eq(&l.file, &self.store) && !self.holds(l, node));
-            for p in PERMISSIONS {
-                if perm.contains(p) && others().any(|other| !other.shared.contains(p)) {
-                    return Err(format!("Failed to get \"{}\" lock", p.names()));
-                }
-                if !shared.contains(p) && others().any(|other| other.perm.contains(p)) {
-                    return Err(format!("Failed to get shared \"{}\" lock", p.names()));
-                }
-            }
+            locks.check(&self.store, &self.filename, Some((self.process, node)), perm, shared)?;
         }
+        let mut all = locks.locks.borrow_mut();
         all.retain(|lock| !self.holds(lock, node));
         if !force_share {
             all.push(Lock { file: self.store.clone(), process: self.process, node, perm, shared });
@@ -138,7 +178,7 @@ impl FileDriver {
     /// Sets the file's length, bytes.
     pub async fn truncate(&self, block: &Block, node: &Node, size: u64) -> Res<()> {
         self.device(block, node, Operation::Write, size, 0).await?;
-        self.store.truncate(size)
+        truncate(&self.store, size)
     }
 
     /// Data or hole (`lseek`), without a yield.

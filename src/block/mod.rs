@@ -33,7 +33,7 @@ pub use blkdebug::{Blkdebug, InjectError, IoType, SetState};
 pub use blkdebug_event::BlkdebugEvent;
 pub use cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 pub use faults::Fault;
-pub use file::FileLocks;
+pub use file::{FileLocks, truncate};
 pub use flags::{BlockStatus, Perm, ReqFlags, StatusFlags};
 pub use graph::{Block, BlockConfig, Notice, is_well_formed_id};
 pub use io::BoxFuture;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use crate::block::open::{ChildRef, DriverOptions, OpenOptions};
 use crate::block::qcow2::{Qcow2, Qcow2CreateOptions};
-use crate::block::{Block, NodeId, Operation};
+use crate::block::{Block, NodeId, Operation, truncate};
 use crate::errno::Errno;
 use crate::sim::Footprint;
 
@@ -27,6 +27,10 @@ pub enum CreateOptions {
     Qcow2 {
         /// The node.
         file: String,
+        /// `data-file`, which is looked up and then refused.
+        data_file: Option<String>,
+        /// `data-file-raw`.
+        data_file_raw: bool,
         /// Everything else.
         options: Qcow2CreateOptions,
     },
@@ -56,8 +60,16 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
     let failed = |text: String| (Errno::EINVAL, Some(text));
     match options {
         CreateOptions::File { filename, size } => create_file(block, &filename, size).await.map_err(failed),
-        CreateOptions::Qcow2 { file, options } => {
+        CreateOptions::Qcow2 { file, data_file, data_file_raw, options } => {
             let node = block.lookup(Some(&file), Some(&file)).map_err(failed)?;
+            match data_file {
+                Some(name) => {
+                    block.lookup(Some(&name), Some(&name)).map_err(failed)?;
+                    return Err(failed("not modelled: an external data file".to_owned()));
+                }
+                None if data_file_raw => return Err(failed("data-file-raw requires data-file".to_owned())),
+                None => {}
+            }
             block.reference(&node);
             let result = Qcow2::create(block, node.id, &options).await;
             // Only the reference that was taken above; the node has others.
@@ -81,7 +93,7 @@ pub async fn create_file(block: &Rc<Block>, filename: &str, size: u64) -> Result
     let store = block.host.create(filename).map_err(|error| format!("Could not create '{filename}': {error}"))?;
     let latency = block.timing.cost(filename, Operation::Write);
     block.sim.device(latency, Footprint::named("create")).await;
-    store.truncate(size.next_multiple_of(512)).map_err(|error| format!("Could not resize file: {error}"))
+    truncate(&store, size.next_multiple_of(512)).map_err(|error| format!("Could not resize file: {error}"))
 }
 
 /// Makes a whole image: a file, and in it a qcow2 image or just `size` bytes (`bdrv_img_create`).

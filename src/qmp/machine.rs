@@ -5,11 +5,12 @@
 //! `commands/`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::{Block, BlockConfig, FileLocks, Timing};
+use crate::block::{Backend, Block, BlockConfig, FileLocks, Timing};
 use crate::job::Jobs;
 use crate::quirks::Quirks;
 use crate::sim::{Sim, TraceEvent, WaitQueue};
@@ -46,6 +47,8 @@ pub struct Machine {
     events: Rc<RefCell<Vec<QmpEvent>>>,
     event_waiters: Rc<WaitQueue>,
     pub(super) exports: RefCell<super::commands::Exports>,
+    /// Backends of guest disks, by the name that the scenario uses.
+    pub(super) guests: RefCell<BTreeMap<String, Rc<Backend>>>,
     /// Set by `quit`.
     pub(super) quits: Cell<bool>,
 }
@@ -78,6 +81,7 @@ impl Machine {
             events,
             event_waiters,
             exports: RefCell::default(),
+            guests: RefCell::default(),
             quits: Cell::new(false),
         })
     }
@@ -144,9 +148,11 @@ impl Machine {
 
     async fn cleanup(self: &Rc<Self>) {
         self.drop_all_exports().await;
+        self.drop_guests().await;
         self.block.drain_all_begin().await;
         self.block.drain_all_end();
-        for job in self.jobs.all() {
+        // Cancelling concludes a job, cancelling a concluded one dismisses it.
+        while let Some(job) = self.jobs.all().first() {
             job.cancel_sync().await;
         }
         self.block.close_all().await;

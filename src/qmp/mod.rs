@@ -9,6 +9,7 @@ mod commands;
 mod dispatch;
 mod error;
 mod events;
+mod guest;
 mod machine;
 pub mod qemu_io;
 mod wire;

@@ -16,9 +16,11 @@ mod load;
 mod program;
 pub mod run;
 mod schema;
+pub mod simulate;
 mod template;
 pub mod transcript;
 pub mod values;
+mod workload;
 mod yaml;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Pos};

@@ -165,14 +165,15 @@ fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
         Some(_) => return Err("not modelled: blockdev-create with an inline 'file'; give a node's name".into()),
         None => return Err(options.str("file").err().unwrap_or_else(|| "Parameter 'options.file' is missing".into())),
     };
-    for unmodelled in ["data-file", "encrypt"] {
-        if options.has(unmodelled) {
-            return Err(format!("not modelled: option '{unmodelled}' of blockdev-create").into());
-        }
+    if options.has("encrypt") {
+        return Err("not modelled: option 'encrypt' of blockdev-create".into());
     }
-    if options.opt_bool("data-file-raw")? == Some(true) {
-        return Err("data-file-raw requires data-file".into());
-    }
+    let data_file = match options.any("data-file") {
+        None => None,
+        Some(Value::String(name)) => Some(name.clone()),
+        Some(_) => return Err("not modelled: blockdev-create with an inline 'data-file'".into()),
+    };
+    let data_file_raw = options.opt_bool("data-file-raw")?.unwrap_or(false);
     let extended_l2 = options.opt_bool("extended-l2")?.unwrap_or(false);
     let size = options.size("size")?;
     let version = options.opt_enum("version", &[("v2", 2), ("v3", 3)])?.unwrap_or(3);
@@ -196,5 +197,5 @@ fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
         extended_l2,
         zstd,
     };
-    Ok(CreateOptions::Qcow2 { file, options })
+    Ok(CreateOptions::Qcow2 { file, data_file, data_file_raw, options })
 }

@@ -11,3 +11,4 @@ mod run;
 
 pub use numbers::parse_size;
 pub use parse::{IoCommand, ParseError, parse};
+pub use run::run_as_guest;

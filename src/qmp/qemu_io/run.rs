@@ -192,6 +192,23 @@ impl Session {
     }
 }
 
+/// Runs a guest's request for the calling actor: a coroutine of its own, entered at once.
+pub async fn run_as_guest(block: &Rc<Block>, backend: &Rc<Backend>, command: IoCommand) {
+    let Some(me) = block.sim.current() else { return };
+    let (block_of_guest, backend, sim) = (block.clone(), backend.clone(), block.sim.clone());
+    let done = Rc::new(Cell::new(false));
+    let flag = done.clone();
+    block.sim.spawn("guest request", async move {
+        let session = Session { block: block_of_guest, backend, pending: Rc::default() };
+        session.run(&command).await;
+        flag.set(true);
+        sim.wake(me);
+    });
+    while !done.get() {
+        block.sim.park("a guest request").await;
+    }
+}
+
 /// Runs of equal allocation over the whole chain.
 async fn allocation_runs(block: &Rc<Block>, node: NodeId, length: u64) -> Res<Vec<(u64, u64, bool)>> {
     let mut runs: Vec<(u64, u64, bool)> = Vec::new();

@@ -1,0 +1,128 @@
+//! Arguments: one type a command, from which parser, help, man page and completions all come.
+//!
+//! Nothing is done here; a mistake that several arguments make together is found by the command.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::quirks::Compat;
+use crate::scenario::ast::Storage;
+
+use super::exit::Exit;
+use super::shard::Shard;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+fn statuses() -> String {
+    format!("Exit status:\n{}", Exit::table())
+}
+
+/// A deterministic simulator of QEMU's backup subsystem, driven by YAML scenarios.
+#[derive(Debug, Parser)]
+#[command(name = "backsim", version, styles = STYLES, after_help = statuses(), max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs scenarios and writes their transcripts, one after another, to standard output.
+    Run(RunArgs),
+    /// Runs scenarios and compares their transcripts with the expected ones.
+    Check(CheckArgs),
+    /// Lists scenarios and their cases, one case a line.
+    List(ListArgs),
+    /// Writes the JSON Schema of the scenario language to standard output.
+    Schema,
+    /// Writes a completion script for a shell to standard output.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Writes the man page, of backsim or of one of its commands, to standard output.
+    Man {
+        /// The command; without it, the page of backsim itself.
+        command: Option<String>,
+    },
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Scenario files, run in this order.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Runs only the case of this name.
+    #[arg(long, value_name = "NAME")]
+    pub case: Option<String>,
+    /// Reproduces this version of QEMU, whatever the scenario says.
+    #[arg(long, value_name = "V", value_parser = compat())]
+    pub compat: Option<Compat>,
+    /// Seeds every random choice with this, whatever the scenario says.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Keeps images there, whatever the scenario says.
+    #[arg(long, value_name = "memory|file", value_parser = storage())]
+    pub storage: Option<Storage>,
+    /// Keeps image files in D, which must be empty or new: one directory a case, D/SCENARIO/NUMBER-CASE.
+    #[arg(long, value_name = "D")]
+    pub dir: Option<PathBuf>,
+    /// Writes what happened to FILE as Chrome trace-event JSON, which ui.perfetto.dev opens.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Scenario files, or directories of them.
+    #[arg(value_name = "PATH", default_value = "scenarios")]
+    pub paths: Vec<PathBuf>,
+    /// Writes what came out as what is expected, and shows the change. Refused where CI is set.
+    #[arg(long)]
+    pub bless: bool,
+    /// Checks only this version of QEMU instead of all.
+    #[arg(long, value_name = "V", value_parser = compat())]
+    pub compat: Option<Compat>,
+    /// Writes the result to FILE in the JUnit dialect of Jenkins, without times.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Does one of N parts: every Nth scenario and version from the Mth on, or those whose name falls to M.
+    #[arg(long, value_name = "slice:M/N|hash:M/N")]
+    pub shard: Option<Shard>,
+    /// Checks this many scenarios at a time [default: one a core].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Scenario files, or directories of them.
+    #[arg(value_name = "PATH", default_value = "scenarios")]
+    pub paths: Vec<PathBuf>,
+}
+
+/// Reads one of the names that `compat:` knows.
+fn compat() -> impl clap::builder::TypedValueParser<Value = Compat> {
+    use clap::builder::TypedValueParser;
+    let names = clap::builder::PossibleValuesParser::new(Compat::ALL.map(Compat::name));
+    names.try_map(|name| Compat::from_name(&name).ok_or("not a version"))
+}
+
+/// Reads one of the names that `storage:` knows.
+fn storage() -> impl clap::builder::TypedValueParser<Value = Storage> {
+    use clap::builder::TypedValueParser;
+    let names = clap::builder::PossibleValuesParser::new(["memory", "file"]);
+    names.map(|name| if name == "file" { Storage::File } else { Storage::Memory })
+}

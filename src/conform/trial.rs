@@ -1,0 +1,99 @@
+//! A trial: one scenario on both sides, case by case.
+//!
+//! Must never let what goes wrong in one case (a QEMU that dies, a model that panics) end the others.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use crate::scenario::ast::Compatibility;
+use crate::scenario::backend::RunErrorKind;
+use crate::scenario::run::Ending;
+use crate::scenario::{Case, Diagnostics, Scenario};
+
+use super::real_run::run_real;
+use super::skip;
+use super::tools::Qemu;
+use super::verdict::{RealSide, Side, Verdict, compare};
+
+/// The model: what it makes of a case, under the compat that the case has.
+pub type Model<'m> = dyn Fn(&Case) -> Side + Sync + 'm;
+
+/// How often a case is done by the real QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// The most runs; at least one is made.
+    pub runs: u32,
+    /// Whether further runs are made only for a case that differs.
+    pub only_if_different: bool,
+}
+
+/// What a trial needs.
+#[derive(Clone, Copy)]
+pub struct Trial<'t> {
+    /// The real QEMU.
+    pub qemu: &'t Qemu,
+    /// The other side.
+    pub model: &'t Model<'t>,
+    /// How often the real one is asked.
+    pub repeat: Repeat,
+    /// Where the files of real runs are kept, if they are.
+    pub keep: Option<&'t Path>,
+}
+
+/// One case compared.
+#[derive(Clone, Debug)]
+pub struct CaseReport {
+    /// The case's name.
+    pub name: String,
+    /// The result.
+    pub verdict: Verdict,
+    /// Directories with what the real runs left.
+    pub kept: Vec<PathBuf>,
+}
+
+impl Trial<'_> {
+    /// Compares all cases of `scenario`. An error if it can't be expanded into cases.
+    pub fn scenario(&self, scenario: &Scenario) -> Result<Vec<CaseReport>, Diagnostics> {
+        Ok(scenario.cases()?.iter().map(|case| self.case(case)).collect())
+    }
+
+    /// Compares one case, the model under the real QEMU's compat.
+    pub fn case(&self, case: &Case) -> CaseReport {
+        let mut report = CaseReport { name: case.name.clone(), verdict: Verdict::Same, kept: Vec::new() };
+        if let Some(why) = skip::reason(case) {
+            report.verdict = Verdict::Skipped { why };
+            return report;
+        }
+        let model = self.model(case);
+        let mut runs = Vec::new();
+        for _ in 0..self.repeat.runs.max(1) {
+            let run = run_real(&self.qemu.options, case, self.keep);
+            report.kept.extend(run.kept);
+            runs.push(RealSide { side: run.outcome.into(), trouble: run.trouble });
+            report.verdict = compare(&runs, &model);
+            if self.repeat.only_if_different && matches!(report.verdict, Verdict::Same | Verdict::Unstable { .. }) {
+                break;
+            }
+        }
+        report
+    }
+
+    /// What the model makes of `case` under the real QEMU's compat.
+    pub fn model(&self, case: &Case) -> Side {
+        let mut case = case.clone();
+        case.settings.compat = Compatibility(self.qemu.compat());
+        ask(self.model, &case)
+    }
+}
+
+/// The model's side; if it panics, that is how its run ended.
+fn ask(model: &Model<'_>, case: &Case) -> Side {
+    catch_unwind(AssertUnwindSafe(|| model(case))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        // Of all kinds, the one that no healthy QEMU shows.
+        let ending =
+            Ending::Failed { line: case.line, kind: RunErrorKind::Machine, why: format!("the model panicked: {text}") };
+        Side { transcript: String::new(), ending }
+    })
+}

@@ -1,0 +1,171 @@
+//! The copying of `qemu-img convert`: what is read, what is written, what stays a hole.
+//!
+//! The source is walked in runs of one block status, each at most the buffer long; data are searched for zeros, which
+//! a new image need not be told. QEMU's source: `convert_co_do_copy` and what it calls in `qemu-img.c`.
+
+use std::rc::Rc;
+
+use crate::block::{Block, NodeId, ReqFlags, StatusFlags};
+use crate::store::Content;
+
+/// The buffer, bytes.
+const BUFFER_BYTES: u64 = 2 << 20;
+
+/// What is copied where.
+pub(super) struct Copy {
+    pub(super) block: Rc<Block>,
+    pub(super) source: NodeId,
+    pub(super) target: NodeId,
+    /// Length of both, bytes.
+    pub(super) bytes: u64,
+    /// Compressed clusters are written, of so many bytes.
+    pub(super) compress_unit: Option<u64>,
+    /// Zeros are left out where so many bytes of them stand together; 0: never.
+    pub(super) sparse: u64,
+    /// The new image's backing file, which has what the source's own backing file has.
+    pub(super) backing: Option<NodeId>,
+}
+
+/// What is to be done with a run of the source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Run {
+    Data,
+    Zero,
+    /// The backing file has it already.
+    Backing,
+}
+
+/// Copies everything. The error is QEMU's text.
+pub(super) async fn copy(work: &Copy) -> Result<(), String> {
+    let mut at = 0;
+    while at < work.bytes {
+        let (run, bytes) = next_run(work, at).await?;
+        match run {
+            Run::Backing => {}
+            Run::Zero => {
+                // A new image is all zeros by itself, unless a backing file shows through or -S 0 wants data.
+                if work.backing.is_some() {
+                    write_zeroes(work, at, bytes).await?;
+                } else if work.sparse == 0 {
+                    write(work, at, Content::zeros(bytes)).await?;
+                }
+            }
+            Run::Data => {
+                let read = work.block.co_pread(work.source, at, bytes, ReqFlags::NONE).await;
+                let content = read.map_err(|error| format!("error while reading at byte {at}: {error}"))?;
+                write_data(work, at, content).await?;
+            }
+        }
+        at += bytes;
+    }
+    Ok(())
+}
+
+/// What stands at `at`, and for how many bytes (`convert_iteration_sectors`).
+async fn next_run(work: &Copy, at: u64) -> Result<(Run, u64), String> {
+    let failed = |error| format!("error while reading block status at offset {at}: {error}");
+    // Below the layer that the new backing file stands for nothing is looked at.
+    let base = work.backing.and_then(|_| work.block.node(work.source).backing());
+    let answer = work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
+    let (flags, mut bytes) = (answer.status.flags, answer.status.bytes.clamp(1, work.bytes - at));
+    let run = if flags.contains(StatusFlags::ZERO) {
+        Run::Zero
+    } else if flags.contains(StatusFlags::DATA) {
+        Run::Data
+    } else if work.backing.is_some() {
+        Run::Backing
+    } else {
+        Run::Data
+    };
+    if run == Run::Data {
+        bytes = bytes.min(BUFFER_BYTES);
+    }
+    match work.compress_unit {
+        // Compressed clusters are written whole.
+        Some(unit) if bytes < unit => Ok((Run::Data, unit.min(work.bytes - at))),
+        Some(unit) => Ok((run, bytes - bytes % unit)),
+        None => Ok((run, bytes)),
+    }
+}
+
+async fn write_data(work: &Copy, start: u64, content: Content) -> Result<(), String> {
+    if let Some(unit) = work.compress_unit {
+        return write_compressed(work, start, content, unit).await;
+    }
+    let mut done = 0;
+    while done < content.len() {
+        let (is_data, bytes) = piece(&content, done, start, work.sparse);
+        if is_data {
+            write(work, start + done, content.slice(done, bytes)).await?;
+        } else if work.backing.is_some() {
+            write_zeroes(work, start + done, bytes).await?;
+        }
+        done += bytes;
+    }
+    Ok(())
+}
+
+async fn write_compressed(work: &Copy, start: u64, content: Content, unit: u64) -> Result<(), String> {
+    let mut done = 0;
+    while done < content.len() {
+        let cluster = content.slice(done, unit.min(content.len() - done));
+        let bytes = cluster.len();
+        if !(cluster.is_zero() && work.backing.is_none() && work.sparse > 0) {
+            let written = work.block.co_pwrite(work.target, start + done, cluster, ReqFlags::COMPRESSED).await;
+            written.map_err(|error| write_error(start + done, error))?;
+        }
+        done += bytes;
+    }
+    Ok(())
+}
+
+async fn write(work: &Copy, at: u64, content: Content) -> Result<(), String> {
+    let flags = if work.compress_unit.is_some() { ReqFlags::COMPRESSED } else { ReqFlags::NONE };
+    work.block.co_pwrite(work.target, at, content, flags).await.map_err(|error| write_error(at, error))
+}
+
+async fn write_zeroes(work: &Copy, at: u64, bytes: u64) -> Result<(), String> {
+    let written = work.block.co_pwrite_zeroes(work.target, at, bytes, ReqFlags::MAY_UNMAP).await;
+    written.map_err(|error| write_error(at, error))
+}
+
+fn write_error(at: u64, error: crate::errno::Errno) -> String {
+    format!("error while writing at byte {at}: {error}")
+}
+
+/// Whether the content from `from` on is to be written, and for how many bytes that holds: runs of zeros shorter than
+/// `sparse` are data, and the ends of all others lie on multiples of it in the image.
+fn piece(content: &Content, from: u64, start: u64, sparse: u64) -> (bool, u64) {
+    let total = content.len();
+    if sparse == 0 {
+        return (true, total - from);
+    }
+    let is_zero = |at: u64| {
+        let end = ((start + at) / sparse * sparse + sparse - start).min(total);
+        (content.slice(at, end - at).is_zero(), end)
+    };
+    let (zero, mut end) = is_zero(from);
+    while end < total {
+        let (next, next_end) = is_zero(end);
+        if next != zero {
+            break;
+        }
+        end = next_end;
+    }
+    (!zero, end - from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_cut_out_in_whole_blocks_of_the_image() {
+        let content = Content::zeros(10_000).concat(Content::pattern(1, 10)).concat(Content::zeros(10_000));
+        assert_eq!(piece(&content, 0, 0, 4096), (false, 8192));
+        assert_eq!(piece(&content, 8192, 0, 4096), (true, 4096));
+        assert_eq!(piece(&content, 12_288, 0, 4096), (false, 20_010 - 12_288));
+        assert_eq!(piece(&content, 0, 1024, 4096), (false, 7168));
+        assert_eq!(piece(&content, 0, 0, 0), (true, 20_010));
+    }
+}

@@ -1,0 +1,384 @@
+//! The simulated QEMU as a backend, and running a case on it.
+//!
+//! [`simulate`] puts kernel, host and machine together for one case and drives them with the same runner that
+//! drives a real QEMU. A run is a pure function of case, options and recorded choices; nothing here may look
+//! at a clock or at the environment.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use serde_json::{Map, Value, json};
+
+use crate::block::{Cost, Costs, Fault, FileLocks, Operation, Timing};
+use crate::img::{ImgEnv, NewImage};
+use crate::qmp::{Machine, MachineConfig};
+use crate::quirks::{Compat, Quirks};
+use crate::sim::{Choices, Recorded, Sim, Stuck, TraceEvent};
+use crate::store::Host;
+
+use super::ast::{FaultSpec, ImageFormat, Workload};
+use super::backend::{
+    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition,
+    WorkloadSummary,
+};
+use super::run::{CaseOutcome, Ending, Recorder, run_recorded};
+use super::{Case, ast, values};
+
+/// What a run is made with, beside the case.
+pub struct SimOptions {
+    /// Whose behaviour; none: the case's.
+    pub compat: Option<Compat>,
+    /// The seed; none: the case's.
+    pub seed: Option<u64>,
+    /// Where images live; none: in memory.
+    pub directory: Option<PathBuf>,
+    /// Who decides; none: QEMU's own order.
+    pub choices: Choices,
+    /// The run ends after this many steps of the event loop; none: the kernel's own limit.
+    pub step_limit: Option<u64>,
+    /// Is given the kernel before anything runs, to subscribe to its trace.
+    pub observe: Option<Box<dyn FnOnce(&Sim)>>,
+}
+
+impl Default for SimOptions {
+    fn default() -> SimOptions {
+        SimOptions {
+            compat: None,
+            seed: None,
+            directory: None,
+            choices: Choices::qemu(),
+            step_limit: None,
+            observe: None,
+        }
+    }
+}
+
+/// What a simulated run gave.
+pub struct SimRun {
+    /// Transcript and ending.
+    pub outcome: CaseOutcome,
+    /// The decisions that were taken.
+    pub choices: Vec<Recorded>,
+    /// Virtual time at the end, ns.
+    pub time: u64,
+    /// Steps of the event loop.
+    pub steps: u64,
+    /// What the machines wrote to their standard error.
+    pub stderr: String,
+}
+
+/// Runs a case on the simulated QEMU. An error means that the storage directory can't be used.
+pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
+    let compat = options.compat.unwrap_or(case.settings.compat.0);
+    let seed = options.seed.unwrap_or(case.settings.seed);
+    let host = match &options.directory {
+        None => Host::memory(),
+        Some(directory) => Host::in_dir(directory.clone()),
+    };
+    let sim = Sim::new(options.choices);
+    if let Some(limit) = options.step_limit {
+        sim.set_step_limit(limit);
+    }
+    if let Some(observe) = options.observe {
+        observe(&sim);
+    }
+    let (host, locks): (Rc<Host>, Rc<FileLocks>) = (Rc::new(host), Rc::default());
+    let quirks = Quirks::of(compat);
+    let backend = SimBackend(Rc::new(Shared {
+        img: ImgEnv::new(sim.clone(), quirks, host.clone(), locks.clone(), seed),
+        sim: sim.clone(),
+        host,
+        locks,
+        quirks,
+        seed,
+        timing: case.settings.timing.clone(),
+        machine: RefCell::default(),
+        dead: RefCell::default(),
+        processes: Cell::new(0),
+        stderr: RefCell::default(),
+        concurrent: Cell::new(0),
+    }));
+    let recorder = Recorder::default();
+    let (driven, case_of_run, recorded) = (backend.clone(), case.clone(), recorder.clone());
+    let ended = sim.run("scenario", async move { run_recorded(&driven, &case_of_run, &recorded).await });
+    let outcome = ended.unwrap_or_else(|stuck| stuck_outcome(case, &recorder, &stuck));
+    backend.drop_machine();
+    let run = SimRun {
+        outcome,
+        choices: sim.with_choices(|choices| choices.recorded().to_vec()),
+        time: sim.now(),
+        steps: sim.steps(),
+        stderr: backend.0.stderr.take(),
+    };
+    sim.drop_everything();
+    Ok(run)
+}
+
+fn stuck_outcome(case: &Case, recorder: &Recorder, stuck: &Stuck) -> CaseOutcome {
+    let kind = match stuck {
+        Stuck::Deadlock(_) => RunErrorKind::Deadlock,
+        Stuck::StepLimit(..) => RunErrorKind::Failed,
+    };
+    CaseOutcome {
+        transcript: recorder.transcript(),
+        ending: Ending::Failed { line: case.line, kind, why: stuck.to_string() },
+    }
+}
+
+struct Shared {
+    img: ImgEnv,
+    sim: Sim,
+    host: Rc<Host>,
+    locks: Rc<FileLocks>,
+    quirks: Quirks,
+    seed: u64,
+    timing: values::Timing,
+    machine: RefCell<Option<Rc<Machine>>>,
+    /// The last machine, whose events stay readable until the next launch.
+    dead: RefCell<Option<Rc<Machine>>>,
+    processes: Cell<u32>,
+    stderr: RefCell<String>,
+    /// `concurrently` steps under way.
+    concurrent: Cell<u32>,
+}
+
+/// The simulated QEMU with its host.
+#[derive(Clone)]
+pub struct SimBackend(Rc<Shared>);
+
+impl SimBackend {
+    fn machine(&self) -> Result<Rc<Machine>, RunError> {
+        self.0.machine.borrow().clone().ok_or_else(|| RunError::machine("no machine is running; `vm: launch` starts one"))
+    }
+
+    fn new_process(&self) -> u32 {
+        self.0.processes.set(self.0.processes.get() + 1);
+        self.0.processes.get()
+    }
+
+    fn block_timing(&self) -> Timing {
+        let costs = |given: &values::Costs| {
+            let or_default = |own: Option<values::Cost>, general: Option<values::Cost>| {
+                let cost = own.or(general).unwrap_or_default();
+                Cost { min: cost.min, max: cost.max }
+            };
+            let general = &self.0.timing.default;
+            Costs {
+                read: or_default(given.read, general.read),
+                write: or_default(given.write, general.write),
+                flush: or_default(given.flush, general.flush),
+                discard: or_default(given.discard, general.discard),
+            }
+        };
+        let nodes = self.0.timing.nodes.iter().map(|(name, own)| (name.clone(), costs(own))).collect();
+        Timing::new(costs(&self.0.timing.default), nodes, self.0.seed)
+    }
+
+    /// Retires the machine, whose end has been dealt with.
+    fn retire(&self) {
+        let machine = self.0.machine.borrow_mut().take();
+        if let Some(machine) = machine {
+            self.0.stderr.borrow_mut().push_str(&machine.block.stderr.borrow());
+            *self.0.dead.borrow_mut() = Some(machine);
+        }
+    }
+
+    fn drop_machine(&self) {
+        let machine = self.0.machine.borrow().clone();
+        if let Some(machine) = machine {
+            machine.kill();
+        }
+        self.retire();
+        self.0.dead.borrow_mut().take();
+    }
+
+    fn watched(&self) -> Option<Rc<Machine>> {
+        self.0.machine.borrow().clone().or_else(|| self.0.dead.borrow().clone())
+    }
+}
+
+impl Backend for SimBackend {
+    async fn image(&self, spec: &ImageSpec) -> Result<(), RunError> {
+        crate::img::create_for_scenario(&self.0.img, &img_spec(spec)).await.map_err(RunError::failed)
+    }
+
+    async fn launch(&self) -> Result<(), RunError> {
+        if self.0.machine.borrow().is_some() {
+            return Err(RunError::machine("a machine is running already"));
+        }
+        self.0.dead.borrow_mut().take();
+        let machine = Machine::launch(MachineConfig {
+            sim: self.0.sim.clone(),
+            quirks: self.0.quirks,
+            host: self.0.host.clone(),
+            locks: self.0.locks.clone(),
+            timing: self.block_timing(),
+            seed: self.0.seed,
+            process: self.new_process(),
+        });
+        *self.0.machine.borrow_mut() = Some(machine);
+        Ok(())
+    }
+
+    async fn shutdown(&self) -> Result<(), RunError> {
+        let machine = self.machine()?;
+        let ending = machine.clone();
+        machine.in_monitor(async move { ending.shutdown().await }).await;
+        self.retire();
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<(), RunError> {
+        self.machine()?.kill();
+        self.retire();
+        Ok(())
+    }
+
+    async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError> {
+        let machine = self.machine()?;
+        let reply = machine.execute(command, arguments).await;
+        if command == "quit" {
+            self.retire();
+        }
+        Ok(reply)
+    }
+
+    async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
+        let machine = self.machine()?;
+        let start = machine.block.stdout.borrow().len();
+        let said = if self.0.concurrent.get() > 0 {
+            machine.guest_command(node, command).await
+        } else {
+            let (handler, node, line) = (machine.clone(), node.to_owned(), command.to_owned());
+            let said = machine.in_monitor(async move { handler.qemu_io(&node, &line).await }).await;
+            said.unwrap_or_default()
+        };
+        let output = machine.block.stdout.borrow()[start..].to_owned();
+        Ok(QemuIoReply { output, reply: json!({ "return": said }) })
+    }
+
+    async fn qemu_img(&self, args: &[String]) -> Result<QemuImgOutput, RunError> {
+        let output = crate::img::run(&self.0.img, args).await;
+        Ok(QemuImgOutput { stdout: output.stdout, stderr: output.stderr, status: output.status })
+    }
+
+    fn event(&self, index: usize) -> Option<Event> {
+        let machine = self.watched()?;
+        let events = machine.events();
+        let event = events.get(index)?;
+        let data = if event.data.is_null() { json!({}) } else { event.data.clone() };
+        Some(Event { name: event.name.to_owned(), data, raw: event.to_value() })
+    }
+
+    async fn wait_event(&self, index: usize, timeout_ns: u64) -> Result<bool, RunError> {
+        let sim = &self.0.sim;
+        let deadline = sim.now().saturating_add(timeout_ns);
+        let Some(me) = sim.current() else { return Ok(false) };
+        // A timer stands for the client's own clock.
+        let late = Rc::new(Cell::new(false));
+        let (flag, waker) = (late.clone(), sim.clone());
+        sim.timer(deadline, move || {
+            if !flag.replace(true) {
+                waker.wake(me);
+            }
+        });
+        loop {
+            let Some(machine) = self.watched() else { return Ok(false) };
+            if machine.events().len() > index {
+                late.set(true);
+                return Ok(true);
+            }
+            if late.get() {
+                return Ok(false);
+            }
+            machine.event_waiters().wait(sim, "an event").await;
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.0.sim.now()
+    }
+
+    async fn sleep(&self, ns: u64) -> Result<(), RunError> {
+        self.0.sim.sleep(ns).await;
+        Ok(())
+    }
+
+    async fn add_fault(&self, spec: &FaultSpec) -> Result<(), RunError> {
+        let machine = self.machine()?;
+        machine.block.faults.add(Fault {
+            node: spec.node.to_string(),
+            on: Some(operation(spec.on)),
+            range: spec.range.map(|range| (range.offset, range.length)),
+            error: spec.error.map(|error| error.0),
+            after: spec.after,
+            times: spec.times,
+            latency: spec.latency.map_or(0, |latency| latency.0),
+        });
+        Ok(())
+    }
+
+    async fn workload(&self, spec: &Workload) -> Result<WorkloadSummary, RunError> {
+        let machine = self.machine()?;
+        super::workload::run(&machine, spec, self.0.seed).await
+    }
+
+    async fn concurrently(&self, actors: Vec<(String, Actor)>) -> Result<(), RunError> {
+        let sim = &self.0.sim;
+        let Some(me) = sim.current() else { return Ok(()) };
+        self.0.concurrent.set(self.0.concurrent.get() + 1);
+        let left = Rc::new(Cell::new(actors.len()));
+        let failure: Rc<RefCell<Option<RunError>>> = Rc::default();
+        for (name, actor) in actors {
+            let (left, failure, waker) = (left.clone(), failure.clone(), sim.clone());
+            sim.spawn_actor(name, async move {
+                if let Err(error) = actor.await {
+                    failure.borrow_mut().get_or_insert(error);
+                }
+                left.set(left.get() - 1);
+                waker.wake(me);
+            });
+        }
+        while left.get() > 0 && failure.borrow().is_none() {
+            sim.park("the actors").await;
+        }
+        self.0.concurrent.set(self.0.concurrent.get() - 1);
+        if self.0.concurrent.get() == 0
+            && let Ok(machine) = self.machine()
+        {
+            let ending = machine.clone();
+            machine.in_monitor(async move { ending.drop_guests().await }).await;
+        }
+        failure.take().map_or(Ok(()), Err)
+    }
+
+    fn set_position(&self, step: &StepPosition<'_>) {
+        self.0.sim.emit(|| TraceEvent::Step { line: step.line, text: step.label.unwrap_or(step.verb).into() });
+    }
+}
+
+/// What `qemu-img create` would be asked for.
+fn img_spec(spec: &ImageSpec) -> NewImage {
+    let format = |format: ImageFormat| match format {
+        ImageFormat::Qcow2 => "qcow2",
+        ImageFormat::Raw => "raw",
+    };
+    NewImage {
+        file: spec.file.clone(),
+        format: format(spec.format).to_owned(),
+        size: spec.size,
+        backing: spec.backing.as_ref().map(|(file, below)| (file.clone(), format(*below).to_owned())),
+        cluster_size: spec.cluster_size,
+        options: spec.options.clone(),
+    }
+}
+
+fn operation(operation: ast::Operation) -> Operation {
+    match operation {
+        ast::Operation::Read => Operation::Read,
+        ast::Operation::Write => Operation::Write,
+        ast::Operation::Flush => Operation::Flush,
+        ast::Operation::Discard => Operation::Discard,
+    }
+}
