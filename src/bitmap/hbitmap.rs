@@ -335,7 +335,7 @@ mod tests {
         bits.or_le_bytes(u64::MAX - 1, &[255; 9]);
         bits.or_le_bytes(12, &[255; 9]);
         assert_eq!(bits.count(), 4);
-        assert_eq!(bits.to_le_bytes(u64::MAX, 5), []);
+        assert_eq!(bits.to_le_bytes(u64::MAX, 5), Vec::<u8>::new());
         assert!(!bits.get(u64::MAX));
     }
 
