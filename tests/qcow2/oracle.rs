@@ -14,7 +14,7 @@ use super::rig::Rig;
 const CLUSTER: u64 = 65536;
 
 /// Whether the tool can be run; says so if not.
-fn have(tool: &str) -> bool {
+pub fn have(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok();
     if !found {
         eprintln!("SKIPPED: no {tool} on this machine");
@@ -30,7 +30,7 @@ fn tool(dir: &Path, name: &str, args: &[&str]) -> (String, bool) {
 }
 
 #[track_caller]
-fn good(dir: &Path, name: &str, args: &[&str]) -> String {
+pub fn good(dir: &Path, name: &str, args: &[&str]) -> String {
     let (text, ok) = tool(dir, name, args);
     assert!(ok, "{name} {args:?}: {text}");
     text

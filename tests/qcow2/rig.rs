@@ -108,7 +108,7 @@ pub fn file_options(name: &str) -> OpenOptions {
     }
 }
 
-fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
+pub fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
     let blkdebug = OpenOptions {
         node_name: Some("blk".to_owned()),
         common: CommonOptions::default(),

@@ -16,7 +16,7 @@ use super::bitmap_format::{TABLE_OFFSET_MASK, is_table_entry};
 use super::l2::alternate_hex;
 use super::layout::{
     COPIED, ClusterType, ENTRY_BYTES, L1E_OFFSET_MASK, L1E_RESERVED, L2E_OFFSET_MASK, L2E_RESERVED, MAX_L1_BYTES,
-    REFT_OFFSET_MASK, REFT_RESERVED, ZERO,
+    REFT_OFFSET_MASK, REFT_RESERVED, ZERO, be_at,
 };
 use super::open::read_bytes;
 use super::overlap::Area;
@@ -71,6 +71,11 @@ pub struct CheckResult {
     pub compressed_clusters: u64,
 }
 
+/// Most internal snapshots.
+const MAX_SNAPSHOTS: u64 = 65536;
+/// The fixed part of an entry of the snapshot table, bytes.
+const FIXED_SNAPSHOT_BYTES: u64 = 40;
+
 /// A check under way.
 pub(super) struct Checker<'a> {
     pub(super) image: &'a Qcow2,
@@ -99,14 +104,11 @@ impl Qcow2 {
     }
 
     pub(super) async fn check_locked(&self, block: &Rc<Block>, fix: Fix) -> (CheckResult, Res<()>) {
-        let header = self.header.borrow().clone();
-        let snapshots = read_snapshots(block, self.file, &header).await;
-        if let Err(reason) = snapshots {
-            block.report_stderr(format!("ERROR {reason}"));
-            return (CheckResult { check_errors: 1, ..CheckResult::default() }, Err(Errno::EINVAL));
-        }
         let mut checker = Checker::new(self, block, fix);
-        let mut outcome = checker.run().await;
+        let mut outcome = match checker.load_snapshots().await {
+            Ok(()) => checker.run().await,
+            Err(error) => Err(error),
+        };
         let sound = checker.result.check_errors == 0 && checker.result.corruptions == 0;
         if outcome.is_ok() && fix.any() && sound {
             outcome = self.mark_sound(block).await;
@@ -146,10 +148,51 @@ impl<'a> Checker<'a> {
         self.result.check_errors += 1;
     }
 
-    /// Counts a reference to every cluster of a range.
-    pub(super) fn count(&mut self, offset: u64, bytes: u64) {
+    /// Reads the snapshot table, which an open for a check leaves out. Damaged tables are told but
+    /// not repaired here.
+    async fn load_snapshots(&mut self) -> Res<()> {
+        let (image, block, program) = (self.image, self.block, self.block.program);
+        let fields = read_bytes(block, image.file, 60, 12).await;
+        let fields = fields.inspect_err(|error| {
+            self.check_error(format!("ERROR failed to read the snapshot table pointer from the image header: {error}"));
+        })?;
+        let (count, offset) = (be_at(&fields, 0, 4), be_at(&fields, 4, 8));
+        let end = offset.checked_add(count * FIXED_SNAPSHOT_BYTES);
+        if end.is_none_or(|end| i64::try_from(end).is_err()) || image.geo.into_cluster(offset) != 0 {
+            self.check_error(format!("{program}: ERROR snapshot table offset invalid"));
+            return Err(Errno::EINVAL);
+        }
+        if count > MAX_SNAPSHOTS {
+            self.check_error(format!("{program}: ERROR snapshot table too large"));
+            return Err(Errno::EFBIG);
+        }
+        {
+            let mut header = image.header.borrow_mut();
+            (header.nb_snapshots, header.snapshots_offset) = (count as u32, offset);
+        }
+        let header = image.header.borrow().clone();
+        let table = read_snapshots(block, image.file, &header).await;
+        let table = table.map_err(|reason| {
+            self.check_error(format!("{program}: ERROR failed to read the snapshot table: {reason}"));
+            Errno::EINVAL
+        })?;
+        for (index, snapshot) in table.list.iter().enumerate() {
+            if image.geo.version >= 3 && snapshot.extra_bytes < 16 {
+                self.complain(format!("ERROR snapshot table entry {index} is incomplete"));
+            }
+        }
+        image.snapshots.replace(table);
+        Ok(())
+    }
+
+    /// Counts a reference to every cluster of a range. An offset that QEMU takes for negative ends
+    /// the check with ENOMEM, as it does there.
+    pub(super) fn count(&mut self, offset: u64, bytes: u64) -> Res<()> {
         if bytes == 0 {
-            return;
+            return Ok(());
+        }
+        if i64::try_from(offset).is_err() {
+            return Err(Errno::ENOMEM);
         }
         let geo = self.image.geo;
         let end = offset.saturating_add(bytes);
@@ -157,7 +200,7 @@ impl<'a> Checker<'a> {
         if end.saturating_sub(self.file_len) >= geo.cluster_size() && end > self.file_len {
             let what = "ERROR: counting reference for region exceeding the end of the file by one cluster or more";
             self.complain(format!("{what}: offset {offset:#x} size {bytes:#x}"));
-            return;
+            return Ok(());
         }
         for cluster in offset >> geo.cluster_bits..=(end - 1) >> geo.cluster_bits {
             let index = cluster as usize;
@@ -176,12 +219,13 @@ impl<'a> Checker<'a> {
                 self.references[index] += 1;
             }
         }
+        Ok(())
     }
 
     /// Counts everything that the image refers to.
     pub(super) async fn count_all(&mut self) -> Res<()> {
         let image = self.image;
-        self.count(0, image.geo.cluster_size());
+        self.count(0, image.geo.cluster_size())?;
         let active = (image.l1_offset.get(), image.l1.borrow().len() as u64);
         self.count_l1(active, true).await?;
         let snapshots = image.snapshots.borrow().clone();
@@ -201,12 +245,12 @@ impl<'a> Checker<'a> {
                 self.count_l1((at, entries), false).await?;
             }
         }
-        self.count(snapshots.offset, snapshots.bytes);
+        self.count(snapshots.offset, snapshots.bytes)?;
         let (reftable_offset, reftable_bytes) = {
             let table = image.reftable.borrow();
             (table.offset, table.bytes())
         };
-        self.count(reftable_offset, reftable_bytes);
+        self.count(reftable_offset, reftable_bytes)?;
         self.count_bitmaps().await?;
         self.count_refblocks().await
     }
@@ -216,7 +260,7 @@ impl<'a> Checker<'a> {
         if entries == 0 {
             return Ok(());
         }
-        self.count(offset, entries * ENTRY_BYTES);
+        self.count(offset, entries * ENTRY_BYTES)?;
         let read = self.read_table(offset, entries * ENTRY_BYTES).await;
         let table = read.inspect_err(|_| self.check_error("ERROR: I/O error in check_refcounts_l1".to_owned()))?;
         for entry in table.into_iter().filter(|entry| *entry != 0) {
@@ -224,7 +268,7 @@ impl<'a> Checker<'a> {
                 self.complain(format!("ERROR found L1 entry with reserved bits set: {entry:x}"));
             }
             let l2 = entry & L1E_OFFSET_MASK;
-            self.count(l2, self.image.geo.cluster_size());
+            self.count(l2, self.image.geo.cluster_size())?;
             if self.image.geo.into_cluster(l2) != 0 {
                 self.complain(format!("ERROR l2_offset={l2:x}: Table is not cluster aligned; L1 entry corrupted"));
                 continue;
@@ -250,7 +294,7 @@ impl<'a> Checker<'a> {
                 self.complain(format!("ERROR found l2 entry with reserved bits set: {entry:x}"));
             }
             match kind {
-                ClusterType::Compressed => self.count_compressed(entry, active),
+                ClusterType::Compressed => self.count_compressed(entry, active)?,
                 ClusterType::Normal | ClusterType::ZeroAlloc => {
                     let host = entry & L2E_OFFSET_MASK;
                     if active {
@@ -260,7 +304,7 @@ impl<'a> Checker<'a> {
                         }
                         expected = host + self.image.geo.cluster_size();
                     }
-                    self.count_cluster(offset + index as u64 * ENTRY_BYTES, entry).await;
+                    self.count_cluster(offset + index as u64 * ENTRY_BYTES, entry).await?;
                 }
                 ClusterType::Unallocated | ClusterType::ZeroPlain => {}
             }
@@ -268,21 +312,22 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    fn count_compressed(&mut self, entry: u64, active: bool) {
+    fn count_compressed(&mut self, entry: u64, active: bool) -> Res<()> {
         let (host, bytes) = self.image.geo.compressed_extent(entry);
         if entry & COPIED != 0 {
             self.complain(format!("ERROR: coffset={host:#x}: copied flag must never be set for compressed clusters"));
         }
-        self.count(host, bytes);
+        self.count(host, bytes)?;
         if active {
             self.result.allocated_clusters += 1;
             self.result.compressed_clusters += 1;
             self.result.fragmented_clusters += 1;
         }
+        Ok(())
     }
 
     /// Counts the cluster of the L2 entry at `place`.
-    async fn count_cluster(&mut self, place: u64, entry: u64) {
+    async fn count_cluster(&mut self, place: u64, entry: u64) -> Res<()> {
         let host = entry & L2E_OFFSET_MASK;
         if self.image.geo.into_cluster(host) != 0 {
             let tail = "cluster is not properly aligned; L2 entry corrupted.";
@@ -294,11 +339,11 @@ impl<'a> Checker<'a> {
                 if self.fix.errors && self.write_zero_entry(place).await.is_ok() {
                     self.result.corruptions -= 1;
                     self.result.corruptions_fixed += 1;
-                    return;
+                    return Ok(());
                 }
             }
         }
-        self.count(host, self.image.geo.cluster_size());
+        self.count(host, self.image.geo.cluster_size())
     }
 
     async fn write_zero_entry(&mut self, place: u64) -> Res<()> {
@@ -311,14 +356,14 @@ impl<'a> Checker<'a> {
         if extension.count == 0 {
             return Ok(());
         }
-        self.count(extension.directory_offset, extension.directory_size);
+        self.count(extension.directory_offset, extension.directory_size)?;
         let Ok(list) = self.image.read_directory(self.block).await else {
             self.result.corruptions += 1;
             return Err(Errno::EINVAL);
         };
         for bitmap in list {
             let place = bitmap.table;
-            self.count(place.offset, place.bytes());
+            self.count(place.offset, place.bytes())?;
             let bytes = read_bytes(self.block, self.image.file, place.offset, place.bytes()).await;
             let table = bytes.inspect_err(|_| self.result.corruptions += 1)?;
             for entry in entries_of(&table) {
@@ -326,7 +371,7 @@ impl<'a> Checker<'a> {
                 if !is_table_entry(self.image.geo, entry) {
                     self.result.corruptions += 1;
                 } else if offset != 0 {
-                    self.count(offset, self.image.geo.cluster_size());
+                    self.count(offset, self.image.geo.cluster_size())?;
                 }
             }
         }
@@ -347,9 +392,9 @@ impl<'a> Checker<'a> {
                 self.complain(format!("ERROR refcount block {index} {tail}"));
                 self.rebuild = true;
             } else if cluster >= self.references.len() as u64 {
-                self.count_refblock_outside(index, offset).await;
+                self.count_refblock_outside(index, offset).await?;
             } else if offset != 0 {
-                self.count(offset, geo.cluster_size());
+                self.count(offset, geo.cluster_size())?;
                 let references = self.references[cluster as usize];
                 if references != 1 {
                     self.complain(format!("ERROR refcount block {index} refcount={references}"));
@@ -361,11 +406,11 @@ impl<'a> Checker<'a> {
     }
 
     /// A refcount block behind the end of the file can be had by making the file longer.
-    async fn count_refblock_outside(&mut self, index: usize, offset: u64) {
+    async fn count_refblock_outside(&mut self, index: usize, offset: u64) -> Res<()> {
         let verb = if self.fix.errors { "Repairing" } else { "ERROR" };
         self.complain(format!("{verb} refcount block {index} is outside image"));
         if !self.fix.errors {
-            return;
+            return Ok(());
         }
         let end = offset.saturating_add(self.image.geo.cluster_size());
         match self.block.co_truncate(self.image.file, end).await {
@@ -373,12 +418,13 @@ impl<'a> Checker<'a> {
                 self.file_len = end;
                 self.result.corruptions -= 1;
                 self.result.corruptions_fixed += 1;
-                self.count(offset, self.image.geo.cluster_size());
+                self.count(offset, self.image.geo.cluster_size())?;
             }
             Err(reason) => {
                 self.block.report_stderr(format!("ERROR could not resize image: {reason}"));
                 self.rebuild = true;
             }
         }
+        Ok(())
     }
 }

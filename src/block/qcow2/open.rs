@@ -64,11 +64,12 @@ impl Qcow2 {
         let mut found = read_extensions(block, file, &header).await?;
         check_data_file(&header, found.data_file)?;
         found.extras.backing_name = read_backing_name(block, file, &header).await?;
-        let snapshots = if flags.check {
-            read_snapshots(block, file, &header).await.unwrap_or_default()
-        } else {
-            read_snapshots(block, file, &header).await?
-        };
+        if flags.check {
+            // QEMU leaves reading snapshots to the check, and forgets them until then. If the header
+            // is rewritten in between, for its bitmaps, it loses them for good.
+            (header.nb_snapshots, header.snapshots_offset) = (0, 0);
+        }
+        let snapshots = read_snapshots(block, file, &header).await?;
         let mut rewrite = found.outdated;
         if !flags.check && !flags.read_only && header.autoclear & !KNOWN_AUTOCLEAR != 0 {
             header.autoclear &= KNOWN_AUTOCLEAR;

@@ -7,8 +7,6 @@ pub struct Qcow2Options {
     pub lazy_refcounts: Option<bool>,
     /// `pass-discard-request`; none: if the node has `discard: unmap`.
     pub pass_discard_request: Option<bool>,
-    /// `pass-discard-snapshot`.
-    pub pass_discard_snapshot: bool,
     /// `pass-discard-other`.
     pub pass_discard_other: bool,
     /// `discard-no-unref` (8.1 and later).
@@ -28,7 +26,6 @@ impl Default for Qcow2Options {
         Qcow2Options {
             lazy_refcounts: None,
             pass_discard_request: None,
-            pass_discard_snapshot: true,
             pass_discard_other: false,
             discard_no_unref: false,
             l2_cache_size: None,

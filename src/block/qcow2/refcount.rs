@@ -24,8 +24,6 @@ pub(super) enum DiscardType {
     Always,
     /// The guest asked for it: if the node may unmap.
     Request,
-    /// A snapshot's clusters.
-    Snapshot,
     /// Anything else, metadata above all.
     Other,
 }
@@ -250,7 +248,6 @@ impl Qcow2 {
             DiscardType::Request => {
                 self.options.pass_discard_request.unwrap_or_else(|| block.node(self.node).discard_unmap())
             }
-            DiscardType::Snapshot => self.options.pass_discard_snapshot,
             DiscardType::Other => self.options.pass_discard_other,
         }
     }

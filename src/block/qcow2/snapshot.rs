@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub disk_size: u64,
     /// Instruction count, if it was kept.
     pub icount: Option<u64>,
+    /// Bytes of extra data in the table.
+    pub extra_bytes: u64,
 }
 
 /// All internal snapshots and where their table lies.
@@ -108,6 +110,7 @@ async fn read_one(
         vm_state_size: if extra_size >= 8 { be_at(&extra, 0, 8) } else { be_at(&fixed, 32, 4) },
         disk_size: if extra_size >= 16 { be_at(&extra, 8, 8) } else { header.size },
         icount: (extra_size >= 24).then(|| be_at(&extra, 16, 8)).filter(|count| *count != u64::MAX),
+        extra_bytes: extra_size,
     };
     Ok((snapshot, names + id_size + name_size))
 }
