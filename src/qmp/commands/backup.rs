@@ -5,10 +5,10 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, Node};
-use crate::block::open::{CommonOptions, OpenOptions};
 use crate::block::DetectZeroes;
+use crate::block::open::{CommonOptions, OpenOptions};
 use crate::block::qcow2::Qcow2CreateOptions;
+use crate::block::{Block, Node};
 use crate::job::backup::{BackupOptions, BitmapMode, SyncMode, create_backup, start_backup};
 use crate::job::{Job, JobTxn, OnError};
 use crate::qmp::args::Args;
