@@ -6,9 +6,11 @@
 
 mod args;
 mod check;
+mod conform;
 pub mod engine;
 mod error;
 pub mod exit;
+mod generate;
 mod images;
 mod run;
 mod select;
@@ -86,6 +88,8 @@ fn command(command: &Command, terminal: &mut Terminal<'_>, runner: Runner) -> Re
     match command {
         Command::Run(args) => run::run(args, terminal, runner),
         Command::Check(args) => check::check(args, terminal, runner),
+        Command::Conform(args) => conform::conform(args, terminal, runner),
+        Command::Generate(args) => generate::generate(args, terminal),
         Command::List(args) => texts::list(&args.paths, terminal),
         Command::Schema => texts::schema(terminal),
         Command::Completions { shell } => texts::completions(*shell, terminal),
