@@ -235,7 +235,9 @@ impl BlockCopy {
     /// at it again.
     pub fn set_speed(&self, block: &Block, speed: u64) {
         self.limit.set_speed(speed);
-        for call in self.calls.borrow().clone() {
+        // A call that goes on may end, and leaves the list then.
+        let calls = self.calls.borrow().clone();
+        for call in calls {
             call.kick(&block.sim);
         }
     }
