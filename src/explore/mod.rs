@@ -4,10 +4,15 @@
 //! [`search`] makes many runs; [`shrink`] makes a failing run small; [`report`] shows it and [`file`] keeps it.
 //! Nothing below knows of this layer: it listens to the trace and answers at choice points.
 
+pub mod command;
+pub mod file;
 pub mod model;
+pub mod parallel;
+pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod search;
+pub mod shrink;
 pub mod strategy;
 
 pub use model::{Invariant, Violation};

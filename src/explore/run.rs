@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Once;
 
 use crate::quirks::Compat;
-use crate::scenario::ast::{ImageFormat, Outcome, Verb};
+use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, simulate};
 use crate::scenario::Case;
@@ -31,7 +31,8 @@ pub struct Setup {
     pub defects: Vec<String>,
     /// Whose behaviour; none: the case's.
     pub compat: Option<Compat>,
-    begin_as_zeros: bool,
+    /// Whether fresh disks read as zeros, so that their content is known.
+    pub begin_as_zeros: bool,
 }
 
 impl Setup {
@@ -39,7 +40,6 @@ impl Setup {
     pub fn new(case: Case, defects: Vec<String>) -> Setup {
         let has_backing = |verb: &Verb| matches!(verb, Verb::Image(image) if image.backing.is_some());
         let begin_as_zeros = !case.steps.iter().any(|step| has_backing(&step.verb));
-        let _ = ImageFormat::Raw;
         Setup { case, defects, compat: None, begin_as_zeros }
     }
 }

@@ -1,7 +1,6 @@
 //! What a run did that no run may do.
 
 use std::fmt;
-use std::rc::Rc;
 
 /// The invariants (see the list in `docs/exploration.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +66,7 @@ pub struct Violation {
     /// Which.
     pub invariant: Invariant,
     /// The job, bitmap or disk that it is about; shrinking keeps to it.
-    pub subject: Rc<str>,
+    pub subject: String,
     /// All of it in words, clusters named.
     pub text: String,
 }
