@@ -225,6 +225,7 @@ impl Block {
             ejected: Cell::new(false),
         });
         nodes.push(Some(node.clone()));
+        self.sim.name_object(id.0, &node.name);
         self.order.borrow_mut().insert(0, id);
         Ok(node)
     }

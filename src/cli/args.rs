@@ -45,6 +45,13 @@ pub enum Command {
     Conform(ConformArgs),
     /// Makes up random valid scenarios, the same for the same seed.
     Generate(GenerateArgs),
+    /// Runs a scenario under many schedules and judges each run.
+    Explore(super::explore::ExploreArgs),
+    /// Shows a run again that `explore --save` has kept.
+    Replay {
+        /// The file.
+        file: PathBuf,
+    },
     /// Lists scenarios and their cases, one case a line.
     List(ListArgs),
     /// Writes the JSON Schema of the scenario language to standard output.
@@ -177,6 +184,9 @@ pub struct ListArgs {
     /// Scenario files, or directories of them.
     #[arg(value_name = "PATH", default_value = "scenarios")]
     pub paths: Vec<PathBuf>,
+    /// Lists the defects that can be put into the model instead, one a line.
+    #[arg(long)]
+    pub defects: bool,
 }
 
 /// Reads one of the names that `compat:` knows.

@@ -10,6 +10,7 @@ mod conform;
 pub mod engine;
 mod error;
 pub mod exit;
+mod explore;
 mod generate;
 mod images;
 mod run;
@@ -90,6 +91,9 @@ fn command(command: &Command, terminal: &mut Terminal<'_>, runner: Runner) -> Re
         Command::Check(args) => check::check(args, terminal, runner),
         Command::Conform(args) => conform::conform(args, terminal, runner),
         Command::Generate(args) => generate::generate(args, terminal),
+        Command::Explore(args) => explore::explore(args, terminal),
+        Command::Replay { file } => explore::replay(file, terminal),
+        Command::List(args) if args.defects => texts::defects(terminal),
         Command::List(args) => texts::list(&args.paths, terminal),
         Command::Schema => texts::schema(terminal),
         Command::Completions { shell } => texts::completions(*shell, terminal),

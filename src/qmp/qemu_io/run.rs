@@ -206,7 +206,8 @@ pub async fn run_as_guest(block: &Rc<Block>, backend: &Rc<Backend>, command: IoC
         flag.set(true);
         sim.wake(me);
     });
-    while !done.get() {
+    let deaths = block.sim.deaths();
+    while !done.get() && block.sim.deaths() == deaths {
         block.sim.park("a guest request").await;
     }
 }
