@@ -149,6 +149,9 @@ quirks! {
     /// 7.2: a snapshot read whose done run ends inside the request reads new data from the source
     /// (`block/copy-before-write.c`).
     snapshot_done_lookup_wrong: false;
+    /// 7.2: a zero write of a backend unmaps on a node without `discard: unmap` too, since the request does
+    /// not pass the function that would drop the flag (`block/block-backend.c`).
+    backend_keeps_unmap: false;
     /// 7.2: `cbw-timeout` in ns is kept in 32 bits.
     cbw_timeout_32_bits: false;
     /// 10.0: `qemu-img info` shows child nodes and a wider table of snapshots.

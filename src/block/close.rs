@@ -84,7 +84,11 @@ impl Block {
         options: CbwOptions,
     ) -> Result<Rc<Node>, String> {
         let prefixed = |reason: String| format!("Could not create node: {reason}");
-        let node_options = NodeOptions { discard_unmap: true, read_only: source.is_read_only(), ..Default::default() };
+        let node_options = NodeOptions {
+            discard_unmap: options.discard_source,
+            read_only: source.is_read_only(),
+            ..Default::default()
+        };
         let filter = self.new_node(name, node_options).map_err(prefixed)?;
         let opened = self.open_appended(&filter, source, target, options).await;
         if let Err(reason) = opened {

@@ -33,9 +33,10 @@ impl Block {
             let node = &*node;
             self.check_driver(node)?;
             let mut flags = flags | ReqFlags::ZERO_WRITE;
-            if !node.discard_unmap() {
+            if !node.discard_unmap() && !flags.contains(ReqFlags::KEEP_UNMAP) {
                 flags = flags.without(ReqFlags::MAY_UNMAP);
             }
+            flags = flags.without(ReqFlags::KEEP_UNMAP);
             let end = checked_end(offset, bytes)?;
             let align = self.request_alignment(node);
             let _in_flight = InFlight::new(&node.in_flight);

@@ -169,7 +169,7 @@ impl Block {
             DriverOptions::Null(null) => {
                 let node = self.new_node(name, common)?;
                 node.length.set(null.size.next_multiple_of(512));
-                *node.filename.borrow_mut() = "null-co://".into();
+                *node.filename.borrow_mut() = null.filename().into();
                 *node.driver.borrow_mut() = Driver::Null(Rc::new(null.clone()));
                 Ok(node)
             }

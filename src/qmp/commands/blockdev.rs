@@ -104,11 +104,18 @@ impl Machine {
                 }
                 DriverOptions::File { filename }
             }
-            "null-co" => DriverOptions::Null(NullDriver {
-                size: args.opt_int("size")?.map_or(1 << 30, i64::unsigned_abs),
-                latency: args.opt_size("latency-ns")?.unwrap_or(0),
-                read_zeroes: args.opt_bool("read-zeroes")?.unwrap_or(false),
-            }),
+            "null-co" => {
+                let given_size = args.opt_int("size")?;
+                let latency = args.opt_size("latency-ns")?.unwrap_or(0);
+                let given_read_zeroes = args.opt_bool("read-zeroes")?;
+                DriverOptions::Null(NullDriver {
+                    size: given_size.map_or(1 << 30, i64::unsigned_abs),
+                    latency,
+                    read_zeroes: given_read_zeroes.unwrap_or(false),
+                    given_size,
+                    given_read_zeroes,
+                })
+            }
             "raw" => {
                 let file = self.parse_child(args, "file")?;
                 for unmodelled in ["offset", "size"] {
