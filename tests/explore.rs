@@ -19,7 +19,7 @@ const PLACES: &[(&str, &str, &str)] = &[
     ("fleecing-read-unprotected", "fleecing", "explore-fleecing"),
     ("filter-leaves-early", "cancel", "bitmap/on-success"),
     ("partial-tail-not-copied", "tail", "explore-tail"),
-    ("stop-loses-chunk", "failures", "write target fails, stop"),
+    ("stop-loses-chunk", "stop", "write target fails, stop"),
     ("group-finalizes-alone", "group", "explore-group"),
 ];
 
