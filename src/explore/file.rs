@@ -72,11 +72,7 @@ impl From<&Departure> for NamedDeparture {
 
 impl From<&NamedDeparture> for Departure {
     fn from(departure: &NamedDeparture) -> Departure {
-        Departure {
-            after: departure.after.as_ref().map(step),
-            events: departure.events,
-            take: step(&departure.take),
-        }
+        Departure { after: departure.after.as_ref().map(step), events: departure.events, take: step(&departure.take) }
     }
 }
 

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Once;
 
 use crate::quirks::Compat;
+use crate::scenario::Case;
 use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, simulate};
-use crate::scenario::Case;
 use crate::sim::{Choices, Recorded, Strategy};
 
 use super::model::watch::Fnv;

@@ -165,9 +165,8 @@ impl Replay {
         let here = |departure: &Departure| departure.events == self.place.events && departure.after == self.place.after;
         let Some(index) = left.iter().position(here) else { return 0 };
         let wanted = &left[index].take;
-        let found = (0..point.alternatives.len()).find(|i| {
-            !point.alternatives[*i].is_loop() && self.place.name(point, *i) == *wanted
-        });
+        let found = (0..point.alternatives.len())
+            .find(|i| !point.alternatives[*i].is_loop() && self.place.name(point, *i) == *wanted);
         if found.is_some() {
             left.remove(index);
         }

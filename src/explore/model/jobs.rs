@@ -214,9 +214,9 @@ pub fn judge_groups(jobs: &[BackupRecord], found: &mut Vec<Violation>) {
     for (index, job) in jobs.iter().enumerate() {
         let Some(group) = job.created.group.filter(|_| job.succeeded == Some(true)) else { continue };
         let others = jobs.iter().enumerate().filter(|(other, _)| *other != index);
-        let failed = others.map(|(_, other)| other).find(|other| {
-            other.created.group == Some(group) && other.succeeded == Some(false)
-        });
+        let failed = others
+            .map(|(_, other)| other)
+            .find(|other| other.created.group == Some(group) && other.succeeded == Some(false));
         if let Some(failed) = failed {
             let text = format!(
                 "job {} succeeded though job {} of the same group did not",

@@ -269,7 +269,8 @@ impl Watch {
 
     fn judge_targets(&self, state: &FinalState, found: &mut Vec<Violation>) {
         for job in &self.jobs {
-            let (Some(expected), Some(content)) = (job.expected_target(), state.content.get(&job.created.target)) else {
+            let (Some(expected), Some(content)) = (job.expected_target(), state.content.get(&job.created.target))
+            else {
                 continue;
             };
             let created = &job.created;
@@ -333,7 +334,8 @@ impl Watch {
                 && !dump.busy
             {
                 let cluster = at / dump.granularity;
-                let text = format!("bitmap {} of disk {} lacks cluster {cluster}, which was written", dump.name, dump.node);
+                let text =
+                    format!("bitmap {} of disk {} lacks cluster {cluster}, which was written", dump.name, dump.node);
                 found.push(Violation::new(Invariant::NoLostWrite, &dump.name, text));
             }
         }
@@ -352,7 +354,6 @@ impl Watch {
             found.push(Violation::new(Invariant::LifeCycle, name, text));
         }
     }
-
 }
 
 /// The newest job called `id`, unless it is gone.

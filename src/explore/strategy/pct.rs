@@ -87,5 +87,7 @@ pub(super) fn guarantee(depth: u32, runs: u64, learned: &Learned) -> String {
     let (n, k) = (learned.steps.len().max(1) as f64, learned.points.max(1) as f64);
     let hit = 1.0 / (n * k.powi(depth as i32 - 1));
     let missed = (1.0 - hit).powf(runs as f64) * 100.0;
-    format!("PCT, depth {depth}, {n} tasks, {k} choices: a bug of this depth is missed with probability below {missed:.1} %")
+    format!(
+        "PCT, depth {depth}, {n} tasks, {k} choices: a bug of this depth is missed with probability below {missed:.1} %"
+    )
 }
