@@ -92,20 +92,24 @@ impl Disks {
     /// A request is answered: the disk is what it is from now on, or a read is judged. Returns the request.
     pub fn end(&mut self, id: u64, error: i32, read: &Runs, found: &mut Vec<Violation>) -> Option<Request> {
         let request = self.open.remove(&id)?;
-        let initial = self.initial;
-        let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
         if request.changes() {
+            let initial = self.initial;
+            let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
             let known = error == 0 && !request.raced && request.operation != "discard";
             if known {
                 write(image, request.offset, &request.content);
             } else {
                 image.set(request.offset, request.end - request.offset, None);
             }
-        } else if request.operation == "read" && error == 0 && !request.raced {
-            if let Some(difference) = first_difference(image, request.offset, read) {
-                let text = format!("a guest read {} of disk {}", difference, request.disk);
-                found.push(Violation::new(Invariant::Guest, &request.disk, text));
-            }
+        } else if request.operation == "read"
+            && error == 0
+            && !request.raced
+            // A disk that no guest has written, a target or a snapshot, holds what others put there.
+            && let Some(image) = self.images.get(&request.disk)
+            && let Some(difference) = first_difference(image, request.offset, read)
+        {
+            let text = format!("a guest read {} of disk {}", difference, request.disk);
+            found.push(Violation::new(Invariant::Guest, &request.disk, text));
         }
         Some(request)
     }

@@ -90,6 +90,8 @@ impl BackupRecord {
         self.succeeded = Some(succeeded);
         let wrong = if offset > len {
             Some("copied more than there was")
+        } else if offset > self.most() {
+            Some("copied some cluster twice")
         } else if succeeded && offset < len {
             Some("succeeded without having copied all")
         } else {
@@ -99,6 +101,16 @@ impl BackupRecord {
             let text = format!("job {} {wrong}: offset {offset}, len {len}", self.job());
             found.push(Violation::new(Invariant::LifeCycle, &self.created.job, text));
         }
+    }
+
+    /// Bytes that the job can copy if it copies each cluster once.
+    fn most(&self) -> u64 {
+        let by_bitmap = matches!(self.created.sync, "incremental" | "bitmap");
+        let wanted = |(start, end): &(u64, u64)| match &self.base {
+            Some(base) if by_bitmap => base.may.any(*start, *end, true),
+            _ => true,
+        };
+        self.clusters().filter(wanted).count() as u64 * self.created.cluster
     }
 
     /// The clusters of the disk: start and end, the last one clipped.
