@@ -13,7 +13,7 @@ pub(super) struct Opt {
     pub(super) key: &'static str,
     /// Its short form.
     pub(super) short: Option<char>,
-    /// Its long form; `None`: the key.
+    /// Where the key is its long form.
     pub(super) long: Long,
     /// Whether it has an argument.
     pub(super) takes: bool,
@@ -116,7 +116,9 @@ impl Reader<'_> {
         let opt = found.ok_or_else(unknown)?;
         let value = match (opt.takes, value) {
             (true, Some(value)) => value,
-            (true, None) => args.next().ok_or_else(|| self.usage(&format!("missing argument for option '{arg}'")))?.clone(),
+            (true, None) => {
+                args.next().ok_or_else(|| self.usage(&format!("missing argument for option '{arg}'")))?.clone()
+            }
             (false, None) => String::new(),
             (false, Some(_)) => return Err(unknown()),
         };

@@ -7,7 +7,7 @@ use crate::errno::Errno;
 
 use super::args::{Opt, Reader, long, opt, short};
 use super::info::refuse_image_opts;
-use super::options::check_format;
+use super::options::{check_cache_mode, check_format};
 use super::process::{Exit, How, Image, Outcome, Process, not_modelled};
 
 /// The subcommand's options.
@@ -62,6 +62,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let [first, second] = parsed.rest.as_slice() else {
         return Err(reader.usage("Expecting two image file names"));
     };
+    check_cache_mode(&parsed, "cache", "source cache").map_err(|exit| Exit { status: 2, ..exit })?;
     let how = How { force_share: parsed.has("force-share"), ..How::default() };
     let mut images: Vec<Image> = Vec::new();
     for (filename, format) in [(first, parsed.get("a-format")), (second, parsed.get("b-format"))] {
@@ -108,7 +109,8 @@ impl Side {
 
     async fn status(&self, block: &Rc<Block>, offset: u64) -> Result<BlockStatus, Stop> {
         let answer = block.co_block_status_above(self.node, None, offset, self.length - offset, true).await;
-        let answer = answer.map_err(|_| Stop::Failed(format!("Sector allocation test failed for {}", self.filename), 3))?;
+        let answer =
+            answer.map_err(|_| Stop::Failed(format!("Sector allocation test failed for {}", self.filename), 3))?;
         Ok(answer.status)
     }
 

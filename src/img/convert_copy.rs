@@ -47,7 +47,7 @@ pub(super) async fn copy(work: &Copy) -> Result<(), String> {
                 if work.backing.is_some() {
                     write_zeroes(work, at, bytes).await?;
                 } else if work.sparse == 0 {
-                    write(work, at, Content::zeros(bytes)).await?;
+                    write_data(work, at, Content::zeros(bytes)).await?;
                 }
             }
             Run::Data => {
@@ -66,7 +66,8 @@ async fn next_run(work: &Copy, at: u64) -> Result<(Run, u64), String> {
     let failed = |error| format!("error while reading block status at offset {at}: {error}");
     // Below the layer that the new backing file stands for nothing is looked at.
     let base = work.backing.and_then(|_| work.block.node(work.source).backing());
-    let answer = work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
+    let answer =
+        work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
     let (flags, mut bytes) = (answer.status.flags, answer.status.bytes.clamp(1, work.bytes - at));
     let run = if flags.contains(StatusFlags::ZERO) {
         Run::Zero
@@ -77,7 +78,7 @@ async fn next_run(work: &Copy, at: u64) -> Result<(Run, u64), String> {
     } else {
         Run::Data
     };
-    if run == Run::Data {
+    if run == Run::Data || (run == Run::Zero && work.sparse == 0) {
         bytes = bytes.min(BUFFER_BYTES);
     }
     match work.compress_unit {
@@ -120,8 +121,7 @@ async fn write_compressed(work: &Copy, start: u64, content: Content, unit: u64) 
 }
 
 async fn write(work: &Copy, at: u64, content: Content) -> Result<(), String> {
-    let flags = if work.compress_unit.is_some() { ReqFlags::COMPRESSED } else { ReqFlags::NONE };
-    work.block.co_pwrite(work.target, at, content, flags).await.map_err(|error| write_error(at, error))
+    work.block.co_pwrite(work.target, at, content, ReqFlags::NONE).await.map_err(|error| write_error(at, error))
 }
 
 async fn write_zeroes(work: &Copy, at: u64, bytes: u64) -> Result<(), String> {
