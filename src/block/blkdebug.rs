@@ -11,6 +11,7 @@ use crate::errno::{Errno, Res};
 use crate::sim::{TaskId, TraceEvent};
 
 use super::blkdebug_event::BlkdebugEvent;
+use super::flags::Perm;
 use super::graph::Block;
 
 /// Kinds of I/O that a rule can fail.
@@ -105,6 +106,10 @@ pub struct Blkdebug {
     pub opt_discard: Option<u64>,
     /// `max-discard`, bytes.
     pub max_discard: Option<u64>,
+    /// `take-child-perms`: taken on the image besides what parents take.
+    pub take: Perm,
+    /// `unshare-child-perms`: not shared on the image whatever parents share.
+    pub unshare: Perm,
     state: Cell<i64>,
     /// In the order in which they were given.
     inject: RefCell<Vec<Rule<InjectError>>>,
@@ -121,12 +126,7 @@ impl Blkdebug {
     /// A node with these rules, in state 1.
     pub fn new(inject: Vec<InjectError>, set_state: Vec<SetState>) -> Blkdebug {
         let rules = inject.into_iter().enumerate().map(|(id, rule)| Rule { id: id as u32, rule });
-        Blkdebug {
-            inject: RefCell::new(rules.collect()),
-            set_state,
-            state: Cell::new(1),
-            ..Blkdebug::default()
-        }
+        Blkdebug { inject: RefCell::new(rules.collect()), set_state, state: Cell::new(1), ..Blkdebug::default() }
     }
 
     /// A copy for another run; there must be no suspended request.
@@ -143,6 +143,8 @@ impl Blkdebug {
             max_write_zero: self.max_write_zero,
             opt_discard: self.opt_discard,
             max_discard: self.max_discard,
+            take: self.take,
+            unshare: self.unshare,
             breakpoints: RefCell::default(),
             suspended: RefCell::default(),
         }
@@ -158,7 +160,8 @@ impl Blkdebug {
         let next = self.set_state.iter().find(|r| r.event == event && (r.state == 0 || r.state == state));
         let matching: Vec<u32> = {
             let inject = self.inject.borrow();
-            let matches = |r: &&Rule<InjectError>| r.rule.event == event && (r.rule.state == 0 || r.rule.state == state);
+            let matches =
+                |r: &&Rule<InjectError>| r.rule.event == event && (r.rule.state == 0 || r.rule.state == state);
             inject.iter().filter(matches).map(|r| r.id).collect()
         };
         if !matching.is_empty() {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
 use crate::errno::{Errno, Res};
-use crate::sim::{Nanos, Sleeper, WaitQueue};
+use crate::sim::{Nanos, Sleeper, TraceEvent, WaitQueue};
 use crate::store::Content;
 
 use super::backend::InFlight;
@@ -119,6 +119,7 @@ impl CopyBeforeWrite {
         if block.quirks.cbw_timeout_32_bits {
             timeout &= u64::from(u32::MAX);
         }
+        block.witness_snapshot(node, source);
         Ok(CopyBeforeWrite {
             node,
             source,
@@ -178,6 +179,9 @@ impl CopyBeforeWrite {
             Err(error) => self.broken.set(self.broken.get().or(Some(error))),
             Ok(()) => self.with_own(block, self.done, |done| done.set(start, length)),
         }
+        if block.quirks.defects.fleecing_read_unprotected {
+            return Ok(());
+        }
         self.wait_for_frozen_reads(block, start, length).await;
         Ok(())
     }
@@ -207,7 +211,8 @@ impl CopyBeforeWrite {
         loop {
             let waiters = {
                 let frozen = self.frozen.borrow();
-                let overlapping = frozen.iter().rev().find(|r| r.offset < offset + bytes && offset < r.offset + r.bytes);
+                let overlapping =
+                    frozen.iter().rev().find(|r| r.offset < offset + bytes && offset < r.offset + r.bytes);
                 match overlapping {
                     None => return,
                     Some(read) => read.waiters.clone(),
@@ -279,6 +284,8 @@ impl Block {
             cbw.unlock(self, &locked);
             content.push(piece?);
         }
+        let node = || self.node(filter).name.clone();
+        self.sim.emit(|| TraceEvent::SnapshotRead { filter: node(), offset, content: content.fills() });
         Ok(content)
     }
 

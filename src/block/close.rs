@@ -149,7 +149,11 @@ impl Block {
     /// Takes a filter out of the graph and drops the caller's reference on it (`bdrv_cbw_drop`).
     pub async fn drop_filter(self: &Rc<Self>, filter: &Rc<Node>) {
         let Ok(below) = child_of(filter, "file") else { return };
-        self.drained_begin(filter.id).await;
+        if self.quirks.defects.filter_leaves_early {
+            self.quiesce_node(filter.id);
+        } else {
+            self.drained_begin(filter.id).await;
+        }
         let lock = self.graph_write_lock().await;
         let parents = filter.parents.borrow().clone();
         for edge in parents.iter().rev() {

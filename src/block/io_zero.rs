@@ -282,7 +282,9 @@ impl Block {
                 self.co_pdiscard(child_of(node, "image")?, offset, bytes).await
             }
             Driver::CopyBeforeWrite(cbw) => {
-                cbw.before_write(self, offset, bytes, ReqFlags::NONE).await?;
+                if !self.quirks.defects.discard_bypasses_cbw {
+                    cbw.before_write(self, offset, bytes, ReqFlags::NONE).await?;
+                }
                 self.co_pdiscard(child_of(node, "file")?, offset, bytes).await
             }
             Driver::SnapshotAccess => self.snapshot_discard(child_of(node, "file")?, offset, bytes).await,

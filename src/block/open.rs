@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::blkdebug::{Blkdebug, InjectError, SetState};
 use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 use super::file::FileDriver;
+use super::flags::Perm;
 use super::graph::Block;
 use super::node::{DetectZeroes, Driver, Node, NodeId, NodeOptions, Parent, Role};
 use super::null::NullDriver;
@@ -127,6 +128,10 @@ pub struct BlkdebugOptions {
     pub opt_discard: Option<u64>,
     /// `max-discard`, bytes.
     pub max_discard: Option<u64>,
+    /// `take-child-perms`.
+    pub take: Perm,
+    /// `unshare-child-perms`.
+    pub unshare: Perm,
 }
 
 /// Everything that is needed to open a node.
@@ -276,7 +281,12 @@ impl Block {
         Ok(node)
     }
 
-    async fn open_backing(self: &Rc<Self>, node: &Rc<Node>, qcow2: &Rc<Qcow2>, backing: &BackingRef) -> Result<(), String> {
+    async fn open_backing(
+        self: &Rc<Self>,
+        node: &Rc<Node>,
+        qcow2: &Rc<Qcow2>,
+        backing: &BackingRef,
+    ) -> Result<(), String> {
         let from_image;
         let child = match backing {
             BackingRef::None => return Ok(()),
@@ -287,7 +297,8 @@ impl Block {
                     return Ok(());
                 }
                 let filename = self.relative_to(node, &name);
-                from_image = ChildRef::Inline(Box::new(self.options_for(&filename, qcow2.backing_format().as_deref())?));
+                from_image =
+                    ChildRef::Inline(Box::new(self.options_for(&filename, qcow2.backing_format().as_deref())?));
                 &from_image
             }
         };
@@ -326,9 +337,7 @@ impl Block {
             None => "raw",
         };
         let driver = match format {
-            "qcow2" => {
-                DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() }
-            }
+            "qcow2" => DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() },
             "raw" => DriverOptions::Raw { file },
             other => return Err(format!("Unknown driver '{other}'")),
         };
@@ -341,7 +350,12 @@ impl Block {
         head.is_ok_and(|head| head.to_vec() == *b"QFI\xfb")
     }
 
-    async fn open_blkdebug(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, spec: &BlkdebugOptions) -> Opened {
+    async fn open_blkdebug(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        options: NodeOptions,
+        spec: &BlkdebugOptions,
+    ) -> Opened {
         let node = self.new_node(name, options.clone())?;
         let image = match self.open_child(&spec.image, Inherit::Child(&options)).await {
             Ok(image) => image,
@@ -350,6 +364,8 @@ impl Block {
                 return Err(reason);
             }
         };
+        let blkdebug = Rc::new(make_blkdebug(spec));
+        *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
         let attached = self.attach(Parent::Node(node.id), "image", Role::Filtered, image.id, None);
         self.graph_write_section().await;
         self.unref(image.id).await;
@@ -358,15 +374,6 @@ impl Block {
             self.unref(node.id).await;
             return Err(reason);
         }
-        let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
-        blkdebug.align = spec.align.unwrap_or(0);
-        blkdebug.max_transfer = spec.max_transfer;
-        blkdebug.opt_write_zero = spec.opt_write_zero;
-        blkdebug.max_write_zero = spec.max_write_zero;
-        blkdebug.opt_discard = spec.opt_discard;
-        blkdebug.max_discard = spec.max_discard;
-        let blkdebug = Rc::new(blkdebug);
-        *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
         self.copy_from_child(&node, image.id);
         let filename = format!("json:{{\"driver\": \"blkdebug\", \"image\": \"{}\"}}", image.filename.borrow());
         *node.filename.borrow_mut() = filename.into();
@@ -377,7 +384,8 @@ impl Block {
     }
 
     async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {
-        let DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size } = driver else {
+        let DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size } = driver
+        else {
             return Err("not a copy-before-write node".to_owned());
         };
         let (node, source) = self.open_over(name, options.clone(), file, Role::Filtered).await?;
@@ -414,6 +422,19 @@ impl Block {
     }
 }
 
+fn make_blkdebug(spec: &BlkdebugOptions) -> Blkdebug {
+    let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
+    blkdebug.align = spec.align.unwrap_or(0);
+    blkdebug.max_transfer = spec.max_transfer;
+    blkdebug.opt_write_zero = spec.opt_write_zero;
+    blkdebug.max_write_zero = spec.max_write_zero;
+    blkdebug.opt_discard = spec.opt_discard;
+    blkdebug.max_discard = spec.max_discard;
+    blkdebug.take = spec.take;
+    blkdebug.unshare = spec.unshare;
+    blkdebug
+}
+
 /// Constraints between blkdebug's limits (`blkdebug_open`).
 fn check_constraints(spec: &BlkdebugOptions) -> Result<(), String> {
     let align = spec.align.unwrap_or(0);
@@ -443,7 +464,11 @@ fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> Result<NodeOptions, 
     let backing = matches!(inherit, Inherit::Backing(_));
     let inherited = |own: Option<bool>, parent: fn(&NodeOptions) -> bool| own.unwrap_or(from.is_some_and(parent));
     let options = NodeOptions {
-        read_only: if backing { common.read_only.unwrap_or(true) } else { inherited(common.read_only, |p| p.read_only) },
+        read_only: if backing {
+            common.read_only.unwrap_or(true)
+        } else {
+            inherited(common.read_only, |p| p.read_only)
+        },
         auto_read_only: !backing && inherited(common.auto_read_only, |p| p.auto_read_only),
         discard_unmap: common.discard_unmap.unwrap_or(from.is_some()),
         detect_zeroes: common.detect_zeroes,

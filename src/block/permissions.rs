@@ -138,6 +138,7 @@ impl Block {
                     }
                     (taken, shared.without(Perm::WRITE | Perm::RESIZE))
                 }
+                Driver::Blkdebug(blkdebug) => (through.0 | blkdebug.take, through.1.without(blkdebug.unshare)),
                 _ => through,
             },
         }
@@ -147,7 +148,7 @@ impl Block {
 /// What all parents together take, and what all of them share.
 fn cumulative(node: &Node) -> (Perm, Perm) {
     let parents = node.parents.borrow();
-    parents.iter().fold((Perm::NONE, Perm::ALL), |(perm, shared), edge| {
-        (perm | edge.perm.get(), shared & edge.shared.get())
-    })
+    parents
+        .iter()
+        .fold((Perm::NONE, Perm::ALL), |(perm, shared), edge| (perm | edge.perm.get(), shared & edge.shared.get()))
 }

@@ -133,8 +133,7 @@ impl Reader<'_> {
         args: &mut impl Iterator<Item = &'s String>,
         parsed: &mut Parsed,
     ) -> Outcome<()> {
-        let mut letters = cluster.char_indices();
-        while let Some((at, letter)) = letters.next() {
+        for (at, letter) in cluster.char_indices() {
             let found = self.table.iter().find(|opt| opt.short == Some(letter));
             let opt = found.ok_or_else(|| self.usage(&format!("unrecognized option '{arg}'")))?;
             if !opt.takes {
@@ -196,7 +195,7 @@ mod tests {
     const TABLE: &[Opt] = &[short("format", 'f', true), long("output", true), opt("force-share", 'U', false)];
 
     fn read(compat: Compat, args: &[&str]) -> Result<(String, Vec<String>), String> {
-        let quirks = compat.quirks();
+        let quirks = crate::quirks::Quirks::of(compat);
         let reader = Reader { quirks: &quirks, subcommand: "info", table: TABLE };
         let args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
         let parsed = reader.read(&args).map_err(|exit| exit.message)?;

@@ -212,7 +212,10 @@ fn specific(info: &NodeInfo, qcow2: &Qcow2Info) -> Value {
         put("extended-l2", json!(qcow2.extended_l2));
     }
     if !info.bitmaps.is_empty() {
-        let bitmap = |bitmap: &BitmapInfo| json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags(bitmap)});
+        let bitmap = |bitmap: &BitmapInfo| {
+            let flags = flags(bitmap);
+            json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags})
+        };
         put("bitmaps", info.bitmaps.iter().map(bitmap).collect());
     }
     Value::Object(data)

@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
+use crate::sim::TraceEvent;
+
 use super::args::Args;
 use super::error::{ErrorClass, QmpError, QmpResult};
 use super::machine::Machine;
@@ -104,12 +106,33 @@ const NOT_MODELLED: &[&str] = &[
     "x-debug-query-block-graph",
 ];
 
+/// Commands after which a bitmap may be there, gone, or different.
+const CHANGES_BITMAPS: &[&str] = &[
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-clear",
+    "block-dirty-bitmap-disable",
+    "block-dirty-bitmap-enable",
+    "block-dirty-bitmap-merge",
+    "block-dirty-bitmap-remove",
+    "blockdev-add",
+    "transaction",
+];
+
 impl Machine {
     /// Runs a command in the monitor's context.
     pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let result = self.dispatch_one(command, arguments).await;
         self.send_notices();
+        self.tell_bitmaps(command);
         result
+    }
+
+    /// Tells the trace what bitmaps there are after a command that may have changed them.
+    fn tell_bitmaps(&self, command: &str) {
+        let known = COMMANDS.iter().find(|name| **name == command);
+        if let Some(command) = known.filter(|name| CHANGES_BITMAPS.contains(name)) {
+            self.block.sim.emit(|| TraceEvent::Bitmaps { command, list: self.block.dump_bitmaps() });
+        }
     }
 
     async fn dispatch_one(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
@@ -135,10 +158,14 @@ impl Machine {
             "job-pause" | "job-resume" | "job-cancel" | "job-complete" | "job-finalize" | "job-dismiss" => {
                 self.job_command(command, arguments).await
             }
-            "block-job-pause" | "block-job-resume" | "block-job-cancel" | "block-job-complete"
-            | "block-job-finalize" | "block-job-dismiss" | "block-job-set-speed" | "block-job-change" => {
-                self.block_job_command(command, arguments).await
-            }
+            "block-job-pause"
+            | "block-job-resume"
+            | "block-job-cancel"
+            | "block-job-complete"
+            | "block-job-finalize"
+            | "block-job-dismiss"
+            | "block-job-set-speed"
+            | "block-job-change" => self.block_job_command(command, arguments).await,
             "human-monitor-command" => self.human_monitor_command(arguments).await,
             "nbd-server-start" | "nbd-server-stop" | "nbd-server-add" | "nbd-server-remove" | "block-export-add"
             | "block-export-del" => self.export_command(command, arguments).await,

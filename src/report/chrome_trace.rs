@@ -156,6 +156,8 @@ impl Lanes<'_> {
                     let lane = Lane::Node(node.to_string(), 0);
                     self.instant(lane, event, at, &json!({"time": time, "task": task}));
                 }
+                // What only checkers of a run need.
+                _ => {}
             }
         }
         for open in states.into_values() {
@@ -221,8 +223,6 @@ mod tests {
         trace.case("a", &events);
         let text = trace.finish();
         assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
-        let shown: Vec<&str> = text.lines().filter(|line| !line.contains("sort_index")).collect();
-        let golden = include_str!("chrome_trace_golden.json").lines().collect::<Vec<_>>();
-        assert_eq!(shown, golden, "\n{}", shown.join("\n"));
+        assert_eq!(text, include_str!("chrome_trace_golden.json"), "\n{text}");
     }
 }

@@ -12,9 +12,9 @@ use crate::qmp::Machine;
 use crate::sim::rng::{Rng, Stream};
 use crate::store::{Content, Store};
 
+use super::ast::Distribution;
 use super::ast::Workload;
 use super::backend::{RunError, WorkloadSummary};
-use super::ast::Distribution;
 
 /// Kinds of requests, in the order of the mix.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,8 @@ pub(super) async fn run(machine: &Rc<Machine>, spec: &Workload, seed: u64) -> Re
             }
         });
     }
-    while running.get() > 0 {
+    let deaths = sim.deaths();
+    while running.get() > 0 && sim.deaths() == deaths {
         sim.park("the guest's requests").await;
     }
     let summary = *guest.summary.borrow();

@@ -30,11 +30,7 @@ pub enum Fill {
 impl Fill {
     /// The fill that repeats `byte`.
     pub fn pattern(byte: u8) -> Fill {
-        if byte == 0 {
-            Fill::Zero
-        } else {
-            Fill::Byte(byte)
-        }
+        if byte == 0 { Fill::Zero } else { Fill::Byte(byte) }
     }
 
     /// The byte that this fill repeats, `None` for [`Fill::Bytes`] whatever these hold.
@@ -72,10 +68,7 @@ impl Run {
     pub(super) fn part(&self, off: u64, len: u64) -> Run {
         debug_assert!(off + len <= self.len, "a part lies inside its run");
         let fill = match &self.fill {
-            Fill::Bytes { data, start } => Fill::Bytes {
-                data: Rc::clone(data),
-                start: start + to_usize(off),
-            },
+            Fill::Bytes { data, start } => Fill::Bytes { data: Rc::clone(data), start: start + to_usize(off) },
             plain => plain.clone(),
         };
         Run { len, fill }
@@ -87,13 +80,9 @@ impl Run {
         let joins = match (&self.fill, &next.fill) {
             (Fill::Zero, Fill::Zero) => true,
             (Fill::Byte(a), Fill::Byte(b)) => a == b,
-            (
-                Fill::Bytes {
-                    data: a,
-                    start: from,
-                },
-                Fill::Bytes { data: b, start: to },
-            ) => Rc::ptr_eq(a, b) && from + to_usize(self.len) == *to,
+            (Fill::Bytes { data: a, start: from }, Fill::Bytes { data: b, start: to }) => {
+                Rc::ptr_eq(a, b) && from + to_usize(self.len) == *to
+            }
             _ => false,
         };
         if joins {
@@ -154,10 +143,7 @@ impl Content {
     /// `len` times `byte`.
     pub fn pattern(byte: u8, len: u64) -> Content {
         let mut content = Content::new();
-        content.push_run(Run {
-            len,
-            fill: Fill::pattern(byte),
-        });
+        content.push_run(Run { len, fill: Fill::pattern(byte) });
         content
     }
 
@@ -166,19 +152,30 @@ impl Content {
         let data: Vec<u8> = bytes.into();
         let len = data.len() as u64;
         let mut content = Content::new();
-        content.push_run(Run {
-            len,
-            fill: Fill::Bytes {
-                data: Rc::new(data),
-                start: 0,
-            },
-        });
+        content.push_run(Run { len, fill: Fill::Bytes { data: Rc::new(data), start: 0 } });
         content
     }
 
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// The content as lengths of one byte value each.
+    pub fn fills(&self) -> Vec<(u64, u8)> {
+        let mut fills: Vec<(u64, u8)> = Vec::new();
+        let mut push = |len: u64, byte: u8| match fills.last_mut() {
+            Some(last) if last.1 == byte => last.0 += len,
+            _ => fills.push((len, byte)),
+        };
+        for run in self.runs() {
+            match (run.fill.repeated(), run.bytes()) {
+                (Some(byte), _) => push(run.len, byte),
+                (None, Some(bytes)) => bytes.iter().for_each(|byte| push(1, *byte)),
+                (None, None) => {}
+            }
+        }
+        fills
     }
 
     /// Whether there is no byte at all.
@@ -262,9 +259,7 @@ impl Content {
         let off = off.min(self.len);
         let patch = patch.slice(0, self.len - off);
         let after = off + patch.len;
-        self.slice(0, off)
-            .concat(patch)
-            .concat(self.slice(after, self.len - after))
+        self.slice(0, off).concat(patch).concat(self.slice(after, self.len - after))
     }
 
     /// All bytes, materialised: only for contents that are known to be small.
@@ -342,10 +337,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn new(content: &'a Content) -> Cursor<'a> {
-        Cursor {
-            runs: &content.runs,
-            used: 0,
-        }
+        Cursor { runs: &content.runs, used: 0 }
     }
 
     /// Bytes left in the current run, 0 at the end.
@@ -356,10 +348,7 @@ impl<'a> Cursor<'a> {
     /// The next `len` bytes, at most what [`Cursor::left`] says.
     fn take(&mut self, len: u64) -> Run {
         let Some((run, rest)) = self.runs.split_first() else {
-            return Run {
-                len: 0,
-                fill: Fill::Zero,
-            };
+            return Run { len: 0, fill: Fill::Zero };
         };
         let part = run.part(self.used, len);
         self.used += len;
@@ -391,12 +380,7 @@ impl fmt::Debug for Run {
         match self.bytes() {
             Some(bytes) if bytes.len() <= 16 => write!(f, "{bytes:02x?}"),
             Some(bytes) => write!(f, "{:02x?}.. {} bytes", &bytes[..16], bytes.len()),
-            None => write!(
-                f,
-                "{:#04x} x {}",
-                self.fill.repeated().unwrap_or(0),
-                self.len
-            ),
+            None => write!(f, "{:#04x} x {}", self.fill.repeated().unwrap_or(0), self.len),
         }
     }
 }
@@ -428,15 +412,8 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
     if std::ptr::eq(a, b) {
         return None;
     }
-    let stride = a
-        .chunks(STRIDE)
-        .zip(b.chunks(STRIDE))
-        .position(|(x, y)| x != y)?
-        * STRIDE;
-    let at = a[stride..]
-        .iter()
-        .zip(&b[stride..])
-        .position(|(x, y)| x != y)?;
+    let stride = a.chunks(STRIDE).zip(b.chunks(STRIDE)).position(|(x, y)| x != y)? * STRIDE;
+    let at = a[stride..].iter().zip(&b[stride..]).position(|(x, y)| x != y)?;
     Some((stride + at) as u64)
 }
 
@@ -457,13 +434,7 @@ mod tests {
     }
 
     fn parts() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
-        prop::collection::vec(
-            (
-                0u8..3,
-                prop::collection::vec(prop_oneof![0u8..2, 7u8..8], 0..200),
-            ),
-            0..6,
-        )
+        prop::collection::vec((0u8..3, prop::collection::vec(prop_oneof![0u8..2, 7u8..8], 0..200)), 0..6)
     }
 
     #[test]
@@ -471,13 +442,7 @@ mod tests {
         let joined: Content = (0..1000).map(|_| Content::pattern(0x49, 65536)).collect();
         assert_eq!(joined.runs().len(), 1);
         assert_eq!(joined.as_pattern(), Some(0x49));
-        assert_eq!(
-            Content::pattern(0, 5)
-                .concat(Content::zeros(3))
-                .runs()
-                .len(),
-            1
-        );
+        assert_eq!(Content::pattern(0, 5).concat(Content::zeros(3)).runs().len(), 1);
     }
 
     #[test]

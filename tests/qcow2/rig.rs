@@ -74,10 +74,8 @@ impl Rig {
         self.run(async move {
             let file = block.open(&file_options(name)).await.expect("the file is there");
             let (core, id) = (block.clone(), file.id);
-            let created = block
-                .sim
-                .run_coroutine("create", async move { Qcow2::create(&core, id, &options).await })
-                .await;
+            let created =
+                block.sim.run_coroutine("create", async move { Qcow2::create(&core, id, &options).await }).await;
             created.expect("the options are valid");
             block.unref(file.id).await;
         });

@@ -9,9 +9,7 @@ use crate::block::{Block, Driver, NodeId, NodeOptions, ReqFlags};
 use crate::store::Content;
 
 use super::Qcow2;
-use super::header::{
-    COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, MAGIC,
-};
+use super::header::{COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, MAGIC};
 use super::options::{OpenFlags, Preallocation, Qcow2CreateOptions, Qcow2Options};
 use super::table::prefix_content;
 

@@ -7,12 +7,10 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::open::{
-    BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions,
-};
+use crate::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use crate::block::qcow2::Qcow2Options;
 use crate::block::{
-    BlkdebugEvent, DetectZeroes, Driver, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, SetState,
+    BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, Perm, SetState,
 };
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
@@ -21,10 +19,41 @@ use crate::qmp::machine::Machine;
 /// Drivers of QEMU that this machine does not have; asking for one is an error of the scenario's
 /// scope, told as such.
 const OTHER_DRIVERS: &[&str] = &[
-    "blklogwrites", "blkreplay", "blkverify", "bochs", "cloop", "compress", "copy-on-read", "dmg", "ftp", "ftps",
-    "gluster", "host_cdrom", "host_device", "http", "https", "iscsi", "luks", "nbd", "nfs", "null-aio", "nvme",
-    "parallels", "preallocate", "qcow", "qed", "quorum", "rbd", "replication", "ssh", "throttle", "vdi", "vhdx",
-    "vmdk", "vpc", "vvfat",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-on-read",
+    "dmg",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "null-aio",
+    "nvme",
+    "parallels",
+    "preallocate",
+    "qcow",
+    "qed",
+    "quorum",
+    "rbd",
+    "replication",
+    "ssh",
+    "throttle",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
 ];
 
 impl Machine {
@@ -122,16 +151,16 @@ impl Machine {
             Some(_) => BackingRef::Given(self.parse_child(args, "backing")?),
         };
         let options = Qcow2Options { lazy_refcounts: args.opt_bool("lazy-refcounts")?, ..Qcow2Options::default() };
-        for harmless in [
-            "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
-        ] {
+        for harmless in ["pass-discard-request", "pass-discard-snapshot", "pass-discard-other"] {
             args.opt_bool(harmless)?;
         }
         if self.block.quirks.since_9 {
             args.opt_bool("discard-no-unref")?;
         }
         args.any("overlap-check");
-        for size in ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"] {
+        for size in
+            ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"]
+        {
             args.opt_int(size)?;
         }
         for unmodelled in ["encrypt", "data-file"] {
@@ -156,9 +185,10 @@ impl Machine {
         let inject = inject.into_iter().map(|(item, name)| parse_inject(item, &name)).collect::<Result<_, _>>()?;
         let set_state = args.opt_list("set-state")?.unwrap_or_default();
         let set_is_empty = args.has("set-state") && set_state.is_empty();
-        let set_state = set_state.into_iter().map(|(item, name)| parse_set_state(item, &name)).collect::<Result<_, _>>()?;
-        args.opt_list("take-child-perms")?;
-        args.opt_list("unshare-child-perms")?;
+        let set_state =
+            set_state.into_iter().map(|(item, name)| parse_set_state(item, &name)).collect::<Result<_, _>>()?;
+        let take = parse_permissions(args, "take-child-perms")?;
+        let unshare = parse_permissions(args, "unshare-child-perms")?;
         // QEMU flattens options; an empty list leaves a member behind that the driver does not know.
         for (empty, name) in [(set_is_empty, "set-state"), (inject_is_empty, "inject-error")] {
             if empty {
@@ -176,6 +206,8 @@ impl Machine {
             max_write_zero: unsigned(max_write_zero),
             opt_discard: unsigned(opt_discard),
             max_discard: unsigned(max_discard),
+            take,
+            unshare,
         })
     }
 
@@ -190,7 +222,8 @@ impl Machine {
                 Some(found)
             }
         };
-        let policies = [("break-guest-write", OnCbwError::BreakGuestWrite), ("break-snapshot", OnCbwError::BreakSnapshot)];
+        let policies =
+            [("break-guest-write", OnCbwError::BreakGuestWrite), ("break-snapshot", OnCbwError::BreakSnapshot)];
         let on_error = args.opt_enum("on-cbw-error", &policies)?.unwrap_or_default();
         let timeout_s = args.opt_ranged("cbw-timeout", "uint32_t", 0..=u32::MAX.into())?.unwrap_or(0) as u32;
         let min_cluster_size =
@@ -219,11 +252,7 @@ impl Machine {
             return Err(format!("Node {name} is in use").into());
         }
         self.block.check_op_blocker(node)?;
-        let overlay = parents.iter().find(|edge| edge.name == "backing").and_then(|edge| edge.parent_node());
-        if let Some(overlay) = overlay {
-            let overlay = self.block.node(overlay);
-            return Err(format!("Node '{name}' is busy: node is used as backing hd of '{}'", overlay.name).into());
-        }
+        self.block.check_not_backing(node)?;
         if !node.monitor_owned.get() {
             return Err(format!("Node {name} is not owned by the monitor").into());
         }
@@ -244,7 +273,8 @@ impl Machine {
         if size < 0 {
             return Err("Parameter 'size' expects a >0 size".into());
         }
-        if let Err(busy) = self.block.check_op_blocker(&node) {
+        let blocked = self.block.check_op_blocker(&node).and_then(|()| self.block.check_not_backing(&node));
+        if let Err(busy) = blocked {
             let named = self.block.quirks.resize_names_blocker;
             return Err(if named { busy } else { "Device '(null)' is in use".to_owned() }.into());
         }
@@ -266,11 +296,22 @@ impl Machine {
         self.block.drained_end(node.id);
         result
     }
+}
 
-    /// Whether a node has a driver that is modelled as a format.
-    pub(crate) fn is_format(node: &Node) -> bool {
-        matches!(&*node.driver.borrow(), Driver::Qcow2(_) | Driver::Raw)
+/// A list of permissions; a word that is none has no name in QEMU's error.
+fn parse_permissions(args: &Args<'_>, name: &'static str) -> Result<Perm, QmpError> {
+    let mut permissions = Perm::NONE;
+    for (item, _) in args.opt_list(name)?.unwrap_or_default() {
+        permissions |= match item.as_str() {
+            Some("consistent-read") => Perm::CONSISTENT_READ,
+            Some("write") => Perm::WRITE,
+            Some("write-unchanged") => Perm::WRITE_UNCHANGED,
+            Some("resize") => Perm::RESIZE,
+            Some(word) => return Err(format!("Parameter 'null' does not accept value '{word}'").into()),
+            None => return Err("Invalid parameter type for 'null', expected: string".into()),
+        };
     }
+    Ok(permissions)
 }
 
 fn parse_event(args: &Args<'_>) -> Result<BlkdebugEvent, QmpError> {
