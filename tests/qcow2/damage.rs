@@ -29,8 +29,19 @@ impl Random {
 fn rich_image(dir: &Path) -> Vec<u8> {
     good(dir, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "rich.img", "8M"]);
     let script = [
-        "-c", "write -P 1 0 300k", "-c", "write -z 64k 20k", "-c", "write -z 400k 40k", "-c", "write -c -P 9 1M 16k",
-        "-c", "write -P 3 5M 100k", "-c", "discard 100k 20k", "rich.img",
+        "-c",
+        "write -P 1 0 300k",
+        "-c",
+        "write -z 64k 20k",
+        "-c",
+        "write -z 400k 40k",
+        "-c",
+        "write -c -P 9 1M 16k",
+        "-c",
+        "write -P 3 5M 100k",
+        "-c",
+        "discard 100k 20k",
+        "rich.img",
     ];
     good(dir, "qemu-io", &script);
     good(dir, "qemu-img", &["snapshot", "-c", "s1", "rich.img"]);

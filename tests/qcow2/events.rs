@@ -51,9 +51,7 @@ fn run_ops(rig: &Rig, ops: &[Op]) -> (String, String) {
                 ZeroUnmap(at, len) => block.co_pwrite_zeroes(id, at, len, ReqFlags::MAY_UNMAP).await,
                 Discard(at, len) => block.co_pdiscard(id, at, len).await,
                 Read(at, len) => block.co_pread(id, at, len, ReqFlags::NONE).await.map(|_| ()),
-                Compressed(at) => {
-                    block.co_pwrite(id, at, Content::pattern(1, CLUSTER), ReqFlags::COMPRESSED).await
-                }
+                Compressed(at) => block.co_pwrite(id, at, Content::pattern(1, CLUSTER), ReqFlags::COMPRESSED).await,
                 Flush => block.co_flush(id).await,
             }
         });
@@ -182,7 +180,12 @@ fn compression_goes_on_in_a_cluster_that_was_given_away() {
 
 #[test]
 fn flushes() {
-    check(ALLOCATED, &[Write(0, CLUSTER), Flush, Flush], &format!("l2_load R(l2) write_aio W(data) {DATA} flush_to_os"), "flush_to_os");
+    check(
+        ALLOCATED,
+        &[Write(0, CLUSTER), Flush, Flush],
+        &format!("l2_load R(l2) write_aio W(data) {DATA} flush_to_os"),
+        "flush_to_os",
+    );
 }
 
 #[test]
@@ -211,7 +214,8 @@ fn add_bitmap(rig: &Rig, node: &Rc<Node>, name: &str) {
 
 fn write(rig: &Rig, node: &Rc<Node>, at: u64) {
     let (block, id) = (rig.block.clone(), node.id);
-    let written = rig.request(async move { block.co_pwrite(id, at, Content::pattern(1, CLUSTER), ReqFlags::NONE).await });
+    let written =
+        rig.request(async move { block.co_pwrite(id, at, Content::pattern(1, CLUSTER), ReqFlags::NONE).await });
     assert_eq!(written, Ok(()));
 }
 
@@ -245,7 +249,10 @@ fn bitmaps_are_stored_and_loaded() {
          refblock_update_part W(rb) F"
     );
     let seen = rig.take_log();
-    assert_eq!(seen.replace(" F F", " F"), stored.replace(&format!("{freed} F refblock"), &format!("{freed} refblock")));
+    assert_eq!(
+        seen.replace(" F F", " F"),
+        stored.replace(&format!("{freed} F refblock"), &format!("{freed} refblock"))
+    );
 
     let node = rig.open("a.img", CommonOptions { read_only: Some(true), ..Default::default() });
     assert_eq!(rig.take_log(), format!("{found} R(data)"));

@@ -68,11 +68,8 @@ fn created_images_are_the_same_to_the_byte() {
     same_bytes(Qcow2CreateOptions { refcount_bits: 1, ..base() }, &["-o", "refcount_bits=1"]);
     same_bytes(Qcow2CreateOptions { refcount_bits: 64, ..base() }, &["-o", "refcount_bits=64"]);
     same_bytes(Qcow2CreateOptions { lazy_refcounts: true, ..base() }, &["-o", "lazy_refcounts=on"]);
-    let backed = Qcow2CreateOptions {
-        backing_file: Some("base.img".into()),
-        backing_format: Some("qcow2".into()),
-        ..base()
-    };
+    let backed =
+        Qcow2CreateOptions { backing_file: Some("base.img".into()), backing_format: Some("qcow2".into()), ..base() };
     same_bytes(backed, &["-u", "-b", "base.img", "-F", "qcow2"]);
     let mapped = Qcow2CreateOptions { preallocation: Preallocation::Metadata, ..base() };
     same_bytes(mapped, &["-o", "preallocation=metadata"]);
@@ -145,7 +142,7 @@ fn survives(options: Qcow2CreateOptions, seed: u64) {
     let cluster = options.cluster_size;
     rig.create("a.img", Qcow2CreateOptions { size: 8 << 20, ..options });
     let node = rig.open("a.img", CommonOptions { discard_unmap: Some(true), ..Default::default() });
-    let model = mixed_operations(&rig, &node, seed, cluster, seed % 2 == 0);
+    let model = mixed_operations(&rig, &node, seed, cluster, seed.is_multiple_of(2));
     let (block, id) = (rig.block.clone(), node.id);
     let ours = rig.request(async move { block.co_pread(id, 0, 8 << 20, ReqFlags::NONE).await });
     let difference = ours.expect("readable").to_vec().iter().zip(&model).position(|(a, b)| a != b);
@@ -186,7 +183,14 @@ fn what_qemu_writes_we_read() {
     good(dir.path(), "qemu-io", &["-c", "write -P 7 0 1M", "-c", "write -P 8 3M 100k", "base.img"]);
     good(dir.path(), "qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "qcow2", "a.img"]);
     let script = [
-        "-c", "write -P 1 64k 100k", "-c", "write -z 512k 64k", "-c", "discard 640k 64k", "-c", "write -c -P 9 2M 128k",
+        "-c",
+        "write -P 1 64k 100k",
+        "-c",
+        "write -z 512k 64k",
+        "-c",
+        "discard 640k 64k",
+        "-c",
+        "write -c -P 9 2M 128k",
         "a.img",
     ];
     good(dir.path(), "qemu-io", &script);

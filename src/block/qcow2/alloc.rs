@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent};
+use crate::block::{BlkdebugEvent, Block};
 use crate::errno::{Errno, Res};
 
 use super::Qcow2;

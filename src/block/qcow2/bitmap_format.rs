@@ -103,12 +103,7 @@ pub(super) fn table_entries_needed(geo: Geometry, size: u64, granularity: u64) -
 
 /// Parses a directory of an image of `size` bytes that should have `count` entries. The error is
 /// QEMU's text.
-pub(super) fn parse_directory(
-    bytes: &[u8],
-    geo: Geometry,
-    size: u64,
-    count: u32,
-) -> Result<Vec<StoredBitmap>, String> {
+pub(super) fn parse_directory(bytes: &[u8], geo: Geometry, size: u64, count: u32) -> Result<Vec<StoredBitmap>, String> {
     let broken = || "Broken bitmap directory".to_owned();
     let mut list = Vec::new();
     let mut rest = bytes;
@@ -159,8 +154,7 @@ pub(super) fn encode_directory(list: &[StoredBitmap]) -> Option<Vec<u8>> {
 /// Whether a table entry is one that QEMU accepts.
 pub(super) fn is_table_entry(geo: Geometry, entry: u64) -> bool {
     let offset = entry & TABLE_OFFSET_MASK;
-    entry & TABLE_RESERVED == 0
-        && (offset == 0 || (entry & TABLE_ALL_ONES == 0 && geo.into_cluster(offset) == 0))
+    entry & TABLE_RESERVED == 0 && (offset == 0 || (entry & TABLE_ALL_ONES == 0 && geo.into_cluster(offset) == 0))
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use crate::store::Content;
 
 use super::Qcow2;
 use super::bitmap_format::{
-    AUTO, GRANULARITY_BITS, IN_USE, MAX_DATA_BYTES, MAX_NAME_BYTES, MAX_TABLE_ENTRIES, StoredBitmap,
-    TABLE_OFFSET_MASK, TablePlace, data_bytes_needed, table_entries_needed,
+    AUTO, GRANULARITY_BITS, IN_USE, MAX_DATA_BYTES, MAX_NAME_BYTES, MAX_TABLE_ENTRIES, StoredBitmap, TABLE_OFFSET_MASK,
+    TablePlace, data_bytes_needed, table_entries_needed,
 };
 use super::extensions::{MAX_BITMAPS, MAX_DIRECTORY_BYTES};
 use super::refcount::DiscardType;

@@ -131,8 +131,7 @@ impl Qcow2 {
 impl<'a> Checker<'a> {
     fn new(image: &'a Qcow2, block: &'a Rc<Block>, fix: Fix) -> Checker<'a> {
         let file_len = block.node(image.file).length.get();
-        let result =
-            CheckResult { total_clusters: image.geo.clusters(image.virtual_size()), ..CheckResult::default() };
+        let result = CheckResult { total_clusters: image.geo.clusters(image.virtual_size()), ..CheckResult::default() };
         let references = vec![0; image.geo.clusters(file_len) as usize];
         Checker { image, block, fix, result, references, rebuild: false, file_len }
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use crate::block::{Block, BlkdebugEvent, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::Footprint;
 use crate::store::Content;

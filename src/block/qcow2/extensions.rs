@@ -39,11 +39,7 @@ fn area(header: &Header) -> (u64, u64) {
 }
 
 /// Reads the extensions of an image.
-pub(super) async fn read_extensions(
-    block: &Rc<Block>,
-    file: NodeId,
-    header: &Header,
-) -> Result<Extensions, String> {
+pub(super) async fn read_extensions(block: &Rc<Block>, file: NodeId, header: &Header) -> Result<Extensions, String> {
     let mut found = Extensions::default();
     let (mut at, end) = area(header);
     while at < end {

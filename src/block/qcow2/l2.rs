@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, BoxFuture, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, BoxFuture, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 

@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, NodeId, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, NodeId, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutex;
 
@@ -272,8 +272,7 @@ async fn read_l1(block: &Rc<Block>, file: NodeId, header: &Header) -> Result<Vec
 
 async fn read_reftable(block: &Rc<Block>, file: NodeId, header: &Header) -> Result<Reftable, String> {
     let bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-    let mut table =
-        Reftable { offset: header.refcount_table_offset, len: bytes / ENTRY_BYTES, entries: Vec::new() };
+    let mut table = Reftable { offset: header.refcount_table_offset, len: bytes / ENTRY_BYTES, entries: Vec::new() };
     if bytes > 0 {
         block.debug_event(file, BlkdebugEvent::ReftableLoad).await;
         let content = block.co_pread(file, table.offset, bytes, ReqFlags::NONE).await;
@@ -350,9 +349,7 @@ fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, St
     let default_entry = if l2 < whole_disk { cluster.min(SMALL_L2_ENTRY_BYTES) } else { cluster };
     let entry = options.l2_cache_entry_size.unwrap_or(default_entry);
     if !entry.is_power_of_two() || entry < 512 || entry > cluster {
-        return Err(format!(
-            "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
-        ));
+        return Err(format!("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"));
     }
     let l2_entries = (l2 / entry).max(MIN_L2_CACHE);
     let refcount_entries = (refcount / cluster).max(MIN_REFCOUNT_CACHE);

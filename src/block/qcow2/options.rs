@@ -1,7 +1,7 @@
 //! What an image is opened and created with.
 
 /// Run-time options of a qcow2 node, as `blockdev-add` gives them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Qcow2Options {
     /// `lazy-refcounts`; none: what the image says.
     pub lazy_refcounts: Option<bool>,
@@ -19,21 +19,6 @@ pub struct Qcow2Options {
     pub refcount_cache_size: Option<u64>,
     /// `cache-size`, bytes: both caches together.
     pub cache_size: Option<u64>,
-}
-
-impl Default for Qcow2Options {
-    fn default() -> Qcow2Options {
-        Qcow2Options {
-            lazy_refcounts: None,
-            pass_discard_request: None,
-            pass_discard_other: false,
-            discard_no_unref: false,
-            l2_cache_size: None,
-            l2_cache_entry_size: None,
-            refcount_cache_size: None,
-            cache_size: None,
-        }
-    }
 }
 
 /// How an image is opened.

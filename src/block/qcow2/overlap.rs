@@ -94,9 +94,7 @@ impl Qcow2 {
             return Some(Area::SnapshotTable);
         }
         let l1_of = |s: &super::snapshot::Snapshot| (s.l1_table_offset, u64::from(s.l1_size) * ENTRY_BYTES);
-        if !own(Area::InactiveL1)
-            && snapshots.list.iter().map(l1_of).any(|(at, size)| at != 0 && hit(at, size))
-        {
+        if !own(Area::InactiveL1) && snapshots.list.iter().map(l1_of).any(|(at, size)| at != 0 && hit(at, size)) {
             return Some(Area::InactiveL1);
         }
         let bitmaps = self.extras.borrow().bitmaps;
@@ -110,13 +108,7 @@ impl Qcow2 {
     /// EIO, and the image marked as corrupt, if a write to the range would hit metadata other than
     /// `own`.
     #[inline]
-    pub(super) async fn check_overlap(
-        &self,
-        block: &Rc<Block>,
-        own: Option<Area>,
-        offset: u64,
-        bytes: u64,
-    ) -> Res<()> {
+    pub(super) async fn check_overlap(&self, block: &Rc<Block>, own: Option<Area>, offset: u64, bytes: u64) -> Res<()> {
         match self.overlapping(own, offset, bytes) {
             None => Ok(()),
             Some(area) => self.prevented(block, area, offset, bytes).await,

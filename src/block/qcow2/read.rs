@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, BlockStatus, ReqFlags, StatusFlags};
+use crate::block::{BlkdebugEvent, Block, BlockStatus, ReqFlags, StatusFlags};
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 

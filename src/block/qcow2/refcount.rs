@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, BoxFuture};
+use crate::block::{BlkdebugEvent, Block, BoxFuture};
 use crate::errno::{Errno, Res};
 
 use super::Qcow2;

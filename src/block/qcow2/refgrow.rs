@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, BoxFuture};
+use crate::block::{BlkdebugEvent, Block, BoxFuture};
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 
@@ -19,11 +19,7 @@ use super::table::{Refblock, entry_bytes, prefix_content};
 impl Qcow2 {
     /// The refcount block of a cluster, to be changed. Where there is none it is made, and EAGAIN
     /// tells to look for free clusters again, since it may lie in those that were found.
-    pub(super) async fn refblock_for<'a>(
-        &'a self,
-        block: &Rc<Block>,
-        cluster: u64,
-    ) -> Res<TableRef<'a, Refblock>> {
+    pub(super) async fn refblock_for<'a>(&'a self, block: &Rc<Block>, cluster: u64) -> Res<TableRef<'a, Refblock>> {
         block.debug_event(self.file, BlkdebugEvent::RefblockAlloc).await;
         let table_index = cluster >> self.geo.refblock_bits();
         let offset = self.reftable.borrow().block_offset(table_index);

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
 use crate::store::Content;
@@ -31,7 +31,7 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), String> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err("The new size must be a multiple of 512".to_owned());
         }
         let locked = self.lock(block).await;
@@ -225,9 +225,7 @@ impl Qcow2 {
         let mut kept = entries.clone();
         for (index, entry) in kept.iter_mut().enumerate() {
             let offset = *entry & REFT_OFFSET_MASK;
-            if offset == 0 {
-                *entry = 0;
-            } else if self.counts_nothing_else(block, index as u64, offset).await? {
+            if offset == 0 || self.counts_nothing_else(block, index as u64, offset).await? {
                 *entry = 0;
             }
         }

@@ -55,11 +55,7 @@ pub(super) struct SnapshotTable {
 }
 
 /// Reads the table that a header describes. The error is QEMU's text.
-pub(super) async fn read_snapshots(
-    block: &Rc<Block>,
-    file: NodeId,
-    header: &Header,
-) -> Result<SnapshotTable, String> {
+pub(super) async fn read_snapshots(block: &Rc<Block>, file: NodeId, header: &Header) -> Result<SnapshotTable, String> {
     let mut table = SnapshotTable::default();
     if header.nb_snapshots == 0 {
         return Ok(table);

@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::block::{Block, BlkdebugEvent, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
 use crate::store::Content;

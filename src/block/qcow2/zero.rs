@@ -155,7 +155,13 @@ impl Qcow2 {
     }
 
     /// Changes entries until one of them gives up its cluster: that one and what it was.
-    fn clear_entries(&self, table: &mut L2Table, first: usize, end: usize, what: Clear) -> (bool, Option<(usize, u64)>) {
+    fn clear_entries(
+        &self,
+        table: &mut L2Table,
+        first: usize,
+        end: usize,
+        what: Clear,
+    ) -> (bool, Option<(usize, u64)>) {
         let mut changed = false;
         for (place, entry) in table.range_mut(first, end).iter_mut().enumerate() {
             let old = *entry;
