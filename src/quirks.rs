@@ -29,7 +29,6 @@ impl Compat {
     pub fn from_name(name: &str) -> Option<Compat> {
         Compat::ALL.into_iter().find(|c| c.name() == name)
     }
-
 }
 
 macro_rules! quirks {

@@ -36,9 +36,7 @@ fn number(text: &str) -> Result<(u64, &str), UnitError> {
         Some(hex) => (hex, 16),
         None => (text, 10),
     };
-    let end = digits
-        .find(|c: char| !c.is_digit(radix))
-        .unwrap_or(digits.len());
+    let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
     if end == 0 {
         return Err(UnitError::NotANumber);
     }

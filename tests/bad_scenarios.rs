@@ -17,13 +17,8 @@ fn mistakes(name: &str, text: &str) -> Option<String> {
 fn bad_scenarios() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad");
     let entries = std::fs::read_dir(directory).expect("the directory of wrong scenarios");
-    let mut paths: Vec<PathBuf> = entries
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    paths.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "yaml")
-    });
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     paths.sort();
     paths
 }
@@ -35,11 +30,7 @@ fn every_mistake_is_told_in_its_own_words() {
     assert!(paths.len() >= 60, "only {} wrong scenarios", paths.len());
     let mut differing = Vec::new();
     for path in paths {
-        let name = path
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&path).expect("a readable file");
         let found = mistakes(&name, &text).unwrap_or_else(|| "no mistake\n".to_owned());
         let expected = path.with_extension("err");
@@ -61,9 +52,7 @@ fn a_file_that_is_too_large_is_not_read() {
     let told = mistakes("large.yaml", &text).expect("a mistake");
     let size = text.len();
     let limit = scenario::MAX_FILE;
-    let wanted = format!(
-        "large.yaml: the file is too large: {size} bytes\n  = expected: at most {limit} bytes\n"
-    );
+    let wanted = format!("large.yaml: the file is too large: {size} bytes\n  = expected: at most {limit} bytes\n");
     assert_eq!(told, wanted);
 }
 
@@ -93,10 +82,7 @@ fn procedures_can_not_make_endlessly_many_steps() {
 #[test]
 fn a_missing_file_is_named() {
     let told = scenario::load(Path::new("no/such/file.yaml")).expect_err("no such file");
-    assert_eq!(
-        told.to_string(),
-        "no/such/file.yaml: No such file or directory (os error 2)"
-    );
+    assert_eq!(told.to_string(), "no/such/file.yaml: No such file or directory (os error 2)");
 }
 
 #[test]

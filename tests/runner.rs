@@ -31,11 +31,7 @@ struct Script {
 
 fn event(name: &str, data: Value) -> Event {
     let raw = json!({"event": name, "data": data, "timestamp": {"seconds": 17, "microseconds": 4}});
-    Event {
-        name: name.to_owned(),
-        data,
-        raw,
-    }
+    Event { name: name.to_owned(), data, raw }
 }
 
 fn status(id: &str, status: &str) -> Event {
@@ -68,23 +64,13 @@ impl Scripted {
     }
 
     fn reply(&self) -> Value {
-        self.0
-            .borrow_mut()
-            .replies
-            .pop_front()
-            .unwrap_or_else(|| json!({"return": {}}))
+        self.0.borrow_mut().replies.pop_front().unwrap_or_else(|| json!({"return": {}}))
     }
 }
 
 impl Backend for Scripted {
     async fn image(&self, spec: &ImageSpec) -> Result<(), RunError> {
-        self.note(format!(
-            "image {} {} {:?} {:?}",
-            spec.file,
-            spec.format.word(),
-            spec.size,
-            spec.backing
-        ));
+        self.note(format!("image {} {} {:?} {:?}", spec.file, spec.format.word(), spec.size, spec.backing));
         Ok(())
     }
     async fn launch(&self) -> Result<(), RunError> {
@@ -100,21 +86,14 @@ impl Backend for Scripted {
         self.note("kill");
         Ok(())
     }
-    async fn execute(
-        &self,
-        command: &str,
-        arguments: &Map<String, Value>,
-    ) -> Result<Value, RunError> {
+    async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError> {
         self.note(format!("{command} {}", Value::Object(arguments.clone())));
         Ok(self.reply())
     }
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
         self.note(format!("{node}: {command}"));
         let output = "wrote 512/512 bytes at offset 0\n512 bytes, 1 ops; 00.00 sec (1 MiB/sec)\n";
-        Ok(QemuIoReply {
-            output: output.to_owned(),
-            reply: json!({"return": ""}),
-        })
+        Ok(QemuIoReply { output: output.to_owned(), reply: json!({"return": ""}) })
     }
     async fn qemu_img(&self, args: &[String]) -> Result<QemuImgOutput, RunError> {
         self.note(format!("qemu-img {}", args.join(" ")));
@@ -141,10 +120,7 @@ impl Backend for Scripted {
         Ok(())
     }
     async fn workload(&self, spec: &Workload) -> Result<WorkloadSummary, RunError> {
-        Ok(WorkloadSummary {
-            requests: spec.ops,
-            ..WorkloadSummary::default()
-        })
+        Ok(WorkloadSummary { requests: spec.ops, ..WorkloadSummary::default() })
     }
     async fn concurrently(&self, actors: Vec<(String, Actor)>) -> Result<(), RunError> {
         for (name, actor) in actors {
@@ -158,10 +134,7 @@ impl Backend for Scripted {
 /// Runs a future that never has to wait.
 fn finish<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
-    match future
-        .as_mut()
-        .poll(&mut Context::from_waker(Waker::noop()))
-    {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("the scripted backend never makes anybody wait"),
     }
@@ -222,12 +195,7 @@ steps:
 #[test]
 fn execute_in_its_log_modes() {
     let error = json!({"error": {"class": "GenericError", "desc": "no"}});
-    let replies = [
-        json!({"return": {}}),
-        json!({"return": {"b": 1, "a": []}}),
-        error,
-        json!({"return": 1}),
-    ];
+    let replies = [json!({"return": {}}), json!({"return": {"b": 1, "a": []}}), error, json!({"return": 1})];
     let backend = Scripted::replies(replies);
     let text = "
 steps:
@@ -248,10 +216,7 @@ steps:
 {"error": {"class": "GenericError", "desc": "no"}}
 "#;
     assert_eq!(transcript(&backend, text), wanted);
-    assert_eq!(
-        backend.asked()[0],
-        r#"blockdev-add {"node-name":"n","x_y":[{"new_state":16}]}"#
-    );
+    assert_eq!(backend.asked()[0], r#"blockdev-add {"node-name":"n","x_y":[{"new_state":16}]}"#);
 }
 
 #[test]
@@ -304,8 +269,7 @@ steps:
     let wanted = format!(
         "now\n{}\n{}\n{}\n",
         r#"{"execute": "job-cancel", "arguments": {"id": "j"}}"#.to_owned() + "\n{\"return\": {}}",
-        r#"{"data": {"id": "j", "type": "backup"}, "event": "BLOCK_JOB_PENDING", "#.to_owned()
-            + EVENT_TAIL,
+        r#"{"data": {"id": "j", "type": "backup"}, "event": "BLOCK_JOB_PENDING", "#.to_owned() + EVENT_TAIL,
         r#"{"execute": "job-dismiss", "arguments": {"id": "j"}}"#.to_owned() + "\n{\"return\": {}}",
     );
     assert_eq!(transcript(&backend, text), wanted);
@@ -316,10 +280,7 @@ fn run_job_tells_why_a_listed_job_failed() {
     let jobs = json!({"return": [{"id": "j", "error": "Input/output error"}, {"id": "k"}]});
     let events = [status("j", "aborting"), status("j", "null")];
     let backend = Scripted::replies([jobs]).later(events);
-    assert_eq!(
-        transcript(&backend, "steps: [{run-job: j}]"),
-        "Job failed: Input/output error\n"
-    );
+    assert_eq!(transcript(&backend, "steps: [{run-job: j}]"), "Job failed: Input/output error\n");
 }
 
 #[test]
@@ -345,9 +306,7 @@ steps:
   - query-events: {}
 ";
     let line = |id: &str, status: &str| {
-        let data = format!(
-            r#"{{"data": {{"id": "{id}", "status": "{status}"}}, "event": "JOB_STATUS_CHANGE", "#
-        );
+        let data = format!(r#"{{"data": {{"id": "{id}", "status": "{status}"}}, "event": "JOB_STATUS_CHANGE", "#);
         data + EVENT_TAIL + "\n"
     };
     let wanted = line("a", "created") + &line("b", "created") + &line("b", "running");
@@ -369,10 +328,7 @@ steps:
     let Ending::Failed { line, why, .. } = outcome.ending else {
         panic!("nothing came");
     };
-    assert_eq!(
-        (line, why.as_str()),
-        (4, r#"no event STOP with {"a": 1} within 200ms"#)
-    );
+    assert_eq!((line, why.as_str()), (4, r#"no event STOP with {"a": 1} within 200ms"#));
 }
 
 fn nodes(bitmaps: Value) -> Value {
@@ -386,11 +342,7 @@ fn bitmaps_are_listed_and_counted() {
         {"count": 131072, "granularity": 65536, "recording": true},
         {"name": "b", "count": 65536, "granularity": 65536, "recording": true},
     ]);
-    let backend = Scripted::replies([
-        json!({"return": []}),
-        nodes(bitmaps.clone()),
-        nodes(bitmaps),
-    ]);
+    let backend = Scripted::replies([json!({"return": []}), nodes(bitmaps.clone()), nodes(bitmaps)]);
     let text = "
 steps:
   - query-bitmaps: {}
@@ -404,10 +356,7 @@ steps:
     let wanted = "{\n  \"bitmaps\": {}\n}\n= Checking Bitmap b =\nexpecting 2 dirty sectors; have 1. ERROR!\n\n\
                   = Checking Bitmap (anonymous) =\nexpecting 2 dirty sectors; have 2. OK!\n\n";
     assert_eq!(transcript(&backend, text), wanted);
-    let missing = run(
-        &Scripted::replies([nodes(json!([]))]),
-        "steps: [{expect-bitmap: n, name: x, clusters: 1}]",
-    );
+    let missing = run(&Scripted::replies([nodes(json!([]))]), "steps: [{expect-bitmap: n, name: x, clusters: 1}]");
     let Ending::Failed { why, .. } = missing.ending else {
         panic!("there is no such bitmap");
     };
@@ -448,10 +397,7 @@ exit status 3
 quiet
 "#;
     assert_eq!(transcript(&backend, text), wanted);
-    assert_eq!(
-        backend.asked()[0],
-        "qemu-img rebase -u -b TEST_DIR/PID-base -F qcow2 TEST_DIR/PID-a"
-    );
+    assert_eq!(backend.asked()[0], "qemu-img rebase -u -b TEST_DIR/PID-base -F qcow2 TEST_DIR/PID-a");
 }
 
 #[test]
@@ -463,8 +409,7 @@ steps:
       two: [{log: 2}, {workload: n, ops: 3}, {workload: n, ops: 3, log: none}]
 ";
     let backend = Scripted::default();
-    let wanted =
-        "1\n2\nworkload n: 3 requests, 0 failed, 0 bytes written, 0 bytes read, 0 mismatches\n";
+    let wanted = "1\n2\nworkload n: 3 requests, 0 failed, 0 bytes written, 0 bytes read, 0 mismatches\n";
     assert_eq!(transcript(&backend, text), wanted);
     assert_eq!(backend.asked(), ["actor one", "actor two"]);
 }
@@ -473,9 +418,7 @@ steps:
 fn every_line_knows_the_step_that_wrote_it() {
     let text = "procedures:\n  p:\n    steps:\n      - log: inner\nsteps:\n  - log: a\n  - use: p\n  - log: b\n";
     let outcome = run(&Scripted::default(), text);
-    let origins: Vec<Option<u32>> = (1..=3)
-        .map(|line| outcome.transcript.origin(line))
-        .collect();
+    let origins: Vec<Option<u32>> = (1..=3).map(|line| outcome.transcript.origin(line)).collect();
     assert_eq!(origins, [Some(6), Some(4), Some(8)]);
     let inner = &case(text).steps[1];
     assert_eq!((inner.line, &*inner.via), (4, &[7][..]));

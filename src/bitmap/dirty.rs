@@ -49,21 +49,11 @@ pub struct Allow {
 
 impl Allow {
     /// What changes the bits: clear, the target of a merge, a backup's bitmap.
-    pub const NOTHING: Allow = Allow {
-        busy: false,
-        readonly: false,
-        inconsistent: false,
-    };
+    pub const NOTHING: Allow = Allow { busy: false, readonly: false, inconsistent: false };
     /// What leaves the bits alone: enable, disable, the source of a merge.
-    pub const READONLY: Allow = Allow {
-        readonly: true,
-        ..Allow::NOTHING
-    };
+    pub const READONLY: Allow = Allow { readonly: true, ..Allow::NOTHING };
     /// Removal.
-    pub const INCONSISTENT: Allow = Allow {
-        inconsistent: true,
-        ..Allow::NOTHING
-    };
+    pub const INCONSISTENT: Allow = Allow { inconsistent: true, ..Allow::NOTHING };
 }
 
 /// A dirty bitmap of one node.
@@ -98,11 +88,7 @@ impl DirtyBitmap {
     ///
     /// [`BitmapFault::Granularity`] unless that is a power of two from 512 to 2^31;
     /// [`BitmapFault::TooBig`] if the disk has more granules than a map can have bits.
-    pub fn new(
-        size: u64,
-        granularity: u64,
-        name: Option<&str>,
-    ) -> Result<DirtyBitmap, BitmapFault> {
+    pub fn new(size: u64, granularity: u64, name: Option<&str>) -> Result<DirtyBitmap, BitmapFault> {
         let range = MIN_GRANULARITY..=MAX_GRANULARITY;
         if !granularity.is_power_of_two() || !range.contains(&granularity) {
             return Err(BitmapFault::Granularity);
@@ -148,16 +134,10 @@ impl DirtyBitmap {
         let states = [
             (self.busy && !allow.busy, BitmapState::Busy),
             (self.readonly && !allow.readonly, BitmapState::Readonly),
-            (
-                self.inconsistent && !allow.inconsistent,
-                BitmapState::Inconsistent,
-            ),
+            (self.inconsistent && !allow.inconsistent, BitmapState::Inconsistent),
         ];
         match states.iter().find(|(refused, _)| *refused) {
-            Some(&(_, state)) => Err(BitmapFault::State {
-                name: self.name_or_empty(),
-                state,
-            }),
+            Some(&(_, state)) => Err(BitmapFault::State { name: self.name_or_empty(), state }),
             None => Ok(()),
         }
     }
@@ -182,10 +162,7 @@ impl DirtyBitmap {
     pub fn set(&mut self, offset: u64, bytes: u64) {
         let end = offset.saturating_add(bytes).min(self.size);
         if offset < end {
-            let (first, last) = (
-                offset >> self.granularity_bits,
-                (end - 1) >> self.granularity_bits,
-            );
+            let (first, last) = (offset >> self.granularity_bits, (end - 1) >> self.granularity_bits);
             self.bits.set_range(first, last - first + 1);
         }
     }
@@ -196,11 +173,7 @@ impl DirtyBitmap {
     pub fn reset(&mut self, offset: u64, bytes: u64) {
         let end = offset.saturating_add(bytes);
         let first = offset.div_ceil(self.granularity());
-        let stop = if end >= self.size {
-            self.bits.len()
-        } else {
-            end >> self.granularity_bits
-        };
+        let stop = if end >= self.size { self.bits.len() } else { end >> self.granularity_bits };
         self.bits.clear_range(first, stop.saturating_sub(first));
     }
 
@@ -220,12 +193,7 @@ impl DirtyBitmap {
         self.next_bit(offset, bytes, |bits, from| bits.next_zero(from))
     }
 
-    fn next_bit(
-        &self,
-        offset: u64,
-        bytes: u64,
-        find: impl Fn(&Bits, u64) -> Option<u64>,
-    ) -> Option<u64> {
+    fn next_bit(&self, offset: u64, bytes: u64, find: impl Fn(&Bits, u64) -> Option<u64>) -> Option<u64> {
         let end = offset.saturating_add(bytes).min(self.size);
         if offset >= end {
             return None;
@@ -239,9 +207,7 @@ impl DirtyBitmap {
     /// `max_bytes`. It ends at the first clean granule, at `end` or at the end of the disk, so its
     /// length need not be a multiple of the granularity.
     pub fn next_dirty_area(&self, offset: u64, end: u64, max_bytes: u64) -> Option<(u64, u64)> {
-        let start = self
-            .next_dirty(offset, end.saturating_sub(offset))
-            .filter(|_| max_bytes > 0)?;
+        let start = self.next_dirty(offset, end.saturating_sub(offset)).filter(|_| max_bytes > 0)?;
         let end = end.min(self.size).min(start.saturating_add(max_bytes));
         let stop = self.next_zero(start, end - start).unwrap_or(end);
         Some((start, stop - start))
@@ -261,10 +227,7 @@ impl DirtyBitmap {
     /// [`BitmapFault::Sizes`] if the two are of disks of different size; nothing is merged then.
     pub fn merge_from(&mut self, source: &DirtyBitmap) -> Result<(), BitmapFault> {
         if self.size != source.size {
-            return Err(BitmapFault::Sizes {
-                target_size: self.size,
-                source_size: source.size,
-            });
+            return Err(BitmapFault::Sizes { target_size: self.size, source_size: source.size });
         }
         if self.granularity_bits == source.granularity_bits {
             self.bits.or_assign(&source.bits);
@@ -337,17 +300,13 @@ impl DirtyBitmap {
     /// Adds dirt to all granules whose bits stand in the bytes [off, off + len) of the stored form
     /// (a bitmap table entry that says "all ones").
     pub fn deserialize_ones(&mut self, off: u64, len: u64) {
-        self.bits
-            .set_range(off.saturating_mul(8), len.saturating_mul(8));
+        self.bits.set_range(off.saturating_mul(8), len.saturating_mul(8));
     }
 
     /// Whether any bit in the bytes [off, off + len) of the stored form is set; if none is, QEMU
     /// stores no cluster for them.
     pub fn any_serialized(&self, off: u64, len: u64) -> bool {
-        let (first, end) = (
-            off.saturating_mul(8),
-            off.saturating_add(len).saturating_mul(8),
-        );
+        let (first, end) = (off.saturating_mul(8), off.saturating_add(len).saturating_mul(8));
         self.bits.next_one(first).is_some_and(|at| at < end)
     }
 }

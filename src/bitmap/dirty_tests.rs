@@ -21,10 +21,7 @@ fn granularity_is_a_power_of_two_in_qemus_range() {
     }
     assert!(DirtyBitmap::new(K, 512, None).is_ok());
     assert!(DirtyBitmap::new(u64::MAX, 1 << 31, None).is_ok());
-    assert_eq!(
-        DirtyBitmap::new(u64::MAX, 512, None).map(|_| ()),
-        Err(BitmapFault::TooBig)
-    );
+    assert_eq!(DirtyBitmap::new(u64::MAX, 512, None).map(|_| ()), Err(BitmapFault::TooBig));
 }
 
 #[test]
@@ -41,11 +38,7 @@ fn marking_rounds_outward_and_cleaning_inward() {
     let mut bitmap = dirty(100 * K, 64 * K, &[(1, 1)]);
     assert_eq!(bitmap.count_bytes(), 64 * K);
     bitmap.set(64 * K, 1);
-    assert_eq!(
-        bitmap.count_bytes(),
-        128 * K,
-        "the last granule counts whole"
-    );
+    assert_eq!(bitmap.count_bytes(), 128 * K, "the last granule counts whole");
     bitmap.reset(1, 100 * K);
     assert_eq!(bitmap.next_zero(0, u64::MAX), Some(64 * K));
     bitmap.reset(0, 64 * K - 1);
@@ -57,15 +50,9 @@ fn marking_rounds_outward_and_cleaning_inward() {
 #[test]
 fn an_area_begins_where_asked_and_ends_at_the_disk() {
     let bitmap = dirty(100 * K, 64 * K, &[(0, 100 * K)]);
-    assert_eq!(
-        bitmap.next_dirty_area(10, u64::MAX, u64::MAX),
-        Some((10, 100 * K - 10))
-    );
+    assert_eq!(bitmap.next_dirty_area(10, u64::MAX, u64::MAX), Some((10, 100 * K - 10)));
     assert_eq!(bitmap.next_dirty_area(0, u64::MAX, 7), Some((0, 7)));
-    assert_eq!(
-        bitmap.next_dirty_area(0, 70 * K, u64::MAX),
-        Some((0, 70 * K))
-    );
+    assert_eq!(bitmap.next_dirty_area(0, 70 * K, u64::MAX), Some((0, 70 * K)));
     assert_eq!(bitmap.next_dirty_area(100 * K, u64::MAX, u64::MAX), None);
     assert_eq!(bitmap.next_dirty_area(0, 0, u64::MAX), None);
     assert_eq!(bitmap.next_dirty_area(0, u64::MAX, 0), None);
@@ -98,16 +85,10 @@ fn states_are_refused_in_order_and_in_qemus_words() {
     assert_eq!(bitmap.check(Allow::NOTHING), Ok(()));
     bitmap.inconsistent = true;
     let text = |bitmap: &DirtyBitmap, allow| bitmap.check(allow).unwrap_err().to_string();
-    assert_eq!(
-        text(&bitmap, Allow::READONLY),
-        "Bitmap 'b0' is inconsistent and cannot be used"
-    );
+    assert_eq!(text(&bitmap, Allow::READONLY), "Bitmap 'b0' is inconsistent and cannot be used");
     assert_eq!(bitmap.check(Allow::INCONSISTENT), Ok(()));
     bitmap.readonly = true;
-    assert_eq!(
-        text(&bitmap, Allow::NOTHING),
-        "Bitmap 'b0' is readonly and cannot be modified"
-    );
+    assert_eq!(text(&bitmap, Allow::NOTHING), "Bitmap 'b0' is readonly and cannot be modified");
     bitmap.busy = true;
     assert_eq!(
         text(&bitmap, Allow::NOTHING),
@@ -117,9 +98,7 @@ fn states_are_refused_in_order_and_in_qemus_words() {
 
 #[test]
 fn sizes_must_agree_in_a_merge() {
-    let fault = dirty(K, 512, &[])
-        .merge_from(&dirty(2 * K, 512, &[]))
-        .unwrap_err();
+    let fault = dirty(K, 512, &[]).merge_from(&dirty(2 * K, 512, &[])).unwrap_err();
     assert_eq!(
         fault.to_string(),
         "Bitmaps are of different sizes (destination size is 1024, source size is 2048) \

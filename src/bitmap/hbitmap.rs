@@ -117,9 +117,7 @@ impl Bits {
     /// `end` and at `max_len`. `None` if there is none, or `max_len` is 0.
     pub fn next_area(&self, from: u64, end: u64, max_len: u64) -> Option<(u64, u64)> {
         let end = end.min(self.len);
-        let first = self
-            .next_one(from)
-            .filter(|&first| first < end && max_len > 0)?;
+        let first = self.next_one(from).filter(|&first| first < end && max_len > 0)?;
         let limit = end.min(first.saturating_add(max_len));
         let stop = self.next_zero(first).unwrap_or(limit).min(limit);
         Some((first, stop - first))
@@ -167,11 +165,7 @@ impl Bits {
         }
         // An empty map has no word, but its stored form has one.
         let word = |i: u64| {
-            if i < self.size() as u64 {
-                self.word(i as usize)
-            } else {
-                0
-            }
+            if i < self.size() as u64 { self.word(i as usize) } else { 0 }
         };
         let (first, last) = (off / 8, end.div_ceil(8));
         let mut out: Vec<u8> = (first..last).flat_map(|i| word(i).to_le_bytes()).collect();
@@ -238,18 +232,11 @@ impl Bits {
         }
         if first / 64 == (end - 1) / 64 {
             let mask = low_bits((end - 1) % 64 + 1) & !low_bits(first % 64);
-            return self.change(
-                first / 64,
-                |word| if set { word | mask } else { word & !mask },
-            );
+            return self.change(first / 64, |word| if set { word | mask } else { word & !mask });
         }
         // Words that are covered whole, the last one also if only its valid bits are.
         let inner = first.div_ceil(64);
-        let inner_end = if end as u64 == self.len {
-            end.div_ceil(64)
-        } else {
-            end / 64
-        };
+        let inner_end = if end as u64 == self.len { end.div_ceil(64) } else { end / 64 };
         if inner_end < inner + 2 {
             for (i, mask) in masks(first, end) {
                 self.change(i, |word| if set { word | mask } else { word & !mask });
@@ -266,10 +253,7 @@ impl Bits {
         let last_valid = self.valid(end - 1);
         let flip = self.flip;
         let words = &mut self.words.as_raw_mut_slice()[first..end];
-        let before: u64 = words
-            .iter()
-            .map(|word| u64::from((word ^ flip).count_ones()))
-            .sum();
+        let before: u64 = words.iter().map(|word| u64::from((word ^ flip).count_ones())).sum();
         let (all, last) = if set { (u64::MAX, last_valid) } else { (0, 0) };
         words.fill(all ^ flip);
         words[end - first - 1] = last ^ flip;
@@ -335,7 +319,7 @@ mod tests {
         bits.or_le_bytes(u64::MAX - 1, &[255; 9]);
         bits.or_le_bytes(12, &[255; 9]);
         assert_eq!(bits.count(), 4);
-        assert_eq!(bits.to_le_bytes(u64::MAX, 5), []);
+        assert_eq!(bits.to_le_bytes(u64::MAX, 5), Vec::<u8>::new());
         assert!(!bits.get(u64::MAX));
     }
 
@@ -364,28 +348,17 @@ mod tests {
     }
 
     fn paint(naive: &mut [bool], first: u64, len: u64, set: bool) {
-        naive
-            .iter_mut()
-            .skip(first as usize)
-            .take(len as usize)
-            .for_each(|bit| *bit = set);
+        naive.iter_mut().skip(first as usize).take(len as usize).for_each(|bit| *bit = set);
     }
 
     fn check(bits: &Bits, naive: &[bool], at: u64) -> Result<(), TestCaseError> {
         prop_assert_eq!(bits.len(), naive.len() as u64);
-        prop_assert_eq!(
-            bits.count(),
-            naive.iter().filter(|&&bit| bit).count() as u64
-        );
-        let find =
-            |from: u64, set: bool| (from..naive.len() as u64).find(|&i| naive[i as usize] == set);
+        prop_assert_eq!(bits.count(), naive.iter().filter(|&&bit| bit).count() as u64);
+        let find = |from: u64, set: bool| (from..naive.len() as u64).find(|&i| naive[i as usize] == set);
         for from in [0, at, at + 63] {
             prop_assert_eq!(bits.next_one(from), find(from, true));
             prop_assert_eq!(bits.next_zero(from), find(from, false));
-            prop_assert_eq!(
-                bits.get(from),
-                naive.get(from as usize).copied().unwrap_or(false)
-            );
+            prop_assert_eq!(bits.get(from), naive.get(from as usize).copied().unwrap_or(false));
             let end = (from + 500).min(naive.len() as u64);
             let area = find(from, true).filter(|&first| first < end).map(|first| {
                 let stop = find(first, false).unwrap_or(end).min(end).min(first + 100);
@@ -394,8 +367,7 @@ mod tests {
             prop_assert_eq!(bits.next_area(from, end, 100), area);
         }
         let mut painted = vec![false; naive.len()];
-        bits.areas()
-            .for_each(|(first, len)| paint(&mut painted, first, len, true));
+        bits.areas().for_each(|(first, len)| paint(&mut painted, first, len, true));
         prop_assert_eq!(&painted, naive);
         Ok(())
     }

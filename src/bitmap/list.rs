@@ -34,12 +34,7 @@ impl BitmapList {
 
     /// Puts a new clean enabled bitmap at the head. Whether the name is taken is for the caller to
     /// check; errors as [`DirtyBitmap::new`].
-    pub fn create(
-        &mut self,
-        size: u64,
-        granularity: u64,
-        name: Option<&str>,
-    ) -> Result<BitmapId, BitmapFault> {
+    pub fn create(&mut self, size: u64, granularity: u64, name: Option<&str>) -> Result<BitmapId, BitmapFault> {
         let bitmap = DirtyBitmap::new(size, granularity, name)?;
         Ok(self.push(bitmap))
     }
@@ -53,24 +48,17 @@ impl BitmapList {
 
     /// The bitmap of that name. Anonymous ones have no name to be found by.
     pub fn find(&self, name: &str) -> Option<BitmapId> {
-        self.iter()
-            .find(|(_, bitmap)| bitmap.name.as_deref() == Some(name))
-            .map(|(id, _)| id)
+        self.iter().find(|(_, bitmap)| bitmap.name.as_deref() == Some(name)).map(|(id, _)| id)
     }
 
     /// The bitmap `id`.
     pub fn get(&self, id: BitmapId) -> Option<&DirtyBitmap> {
-        self.iter()
-            .find(|(other, _)| *other == id)
-            .map(|(_, bitmap)| bitmap)
+        self.iter().find(|(other, _)| *other == id).map(|(_, bitmap)| bitmap)
     }
 
     /// The bitmap `id`, for changing.
     pub fn get_mut(&mut self, id: BitmapId) -> Option<&mut DirtyBitmap> {
-        self.bitmaps
-            .iter_mut()
-            .find(|(other, _)| *other == id)
-            .map(|(_, bitmap)| bitmap)
+        self.bitmaps.iter_mut().find(|(other, _)| *other == id).map(|(_, bitmap)| bitmap)
     }
 
     /// All bitmaps from the head on, newest first.
@@ -124,27 +112,17 @@ impl BitmapList {
         if self.iter().any(|(_, bitmap)| !bitmap.fits(size)) {
             return Err(BitmapFault::TooBig);
         }
-        self.bitmaps
-            .iter_mut()
-            .try_for_each(|(_, bitmap)| bitmap.truncate(size))
+        self.bitmaps.iter_mut().try_for_each(|(_, bitmap)| bitmap.truncate(size))
     }
 
     /// Merges bitmap `source` of this list into `target`; for two nodes there is
     /// [`DirtyBitmap::merge_from`]. Merging a bitmap into itself changes nothing.
     pub fn merge(&mut self, target: BitmapId, source: BitmapId) -> Result<(), BitmapFault> {
         if target == source {
-            return self
-                .get(target)
-                .map(|_| ())
-                .ok_or(BitmapFault::Unknown(target));
+            return self.get(target).map(|_| ()).ok_or(BitmapFault::Unknown(target));
         }
-        let from = self
-            .get(source)
-            .ok_or(BitmapFault::Unknown(source))?
-            .clone();
-        self.get_mut(target)
-            .ok_or(BitmapFault::Unknown(target))?
-            .merge_from(&from)
+        let from = self.get(source).ok_or(BitmapFault::Unknown(source))?.clone();
+        self.get_mut(target).ok_or(BitmapFault::Unknown(target))?.merge_from(&from)
     }
 
     /// Lets an operation use `id`: from now on a new anonymous bitmap at the head records in its
@@ -153,11 +131,7 @@ impl BitmapList {
     /// [`BitmapFault::State`] if it is busy already, [`BitmapFault::Successor`] if it has one.
     pub fn create_successor(&mut self, id: BitmapId) -> Result<BitmapId, BitmapFault> {
         let parent = self.get_mut(id).ok_or(BitmapFault::Unknown(id))?;
-        parent.check(super::Allow {
-            busy: false,
-            readonly: true,
-            inconsistent: true,
-        })?;
+        parent.check(super::Allow { busy: false, readonly: true, inconsistent: true })?;
         if parent.successor.is_some() {
             return Err(BitmapFault::Successor);
         }
@@ -192,10 +166,7 @@ impl BitmapList {
     /// resize reaches both.
     pub fn reclaim(&mut self, id: BitmapId) -> Result<(), BitmapFault> {
         let successor = self.successor_of(id)?;
-        let child = self
-            .get(successor)
-            .ok_or(BitmapFault::Unknown(successor))?
-            .clone();
+        let child = self.get(successor).ok_or(BitmapFault::Unknown(successor))?.clone();
         let parent = self.get_mut(id).ok_or(BitmapFault::Unknown(id))?;
         parent.merge_from(&child)?;
         parent.disabled = child.disabled;
@@ -226,9 +197,7 @@ mod tests {
     }
 
     fn names(list: &BitmapList) -> Vec<String> {
-        list.iter()
-            .map(|(_, b)| b.name.as_deref().unwrap_or("-").to_string())
-            .collect()
+        list.iter().map(|(_, b)| b.name.as_deref().unwrap_or("-").to_string()).collect()
     }
 
     #[test]
@@ -263,10 +232,7 @@ mod tests {
         assert_eq!((parent.count_bytes(), child.count_bytes()), (G, G));
         assert!(parent.busy && parent.disabled && !child.busy && child.enabled());
         assert!(list.recording(a) && list.recording(s));
-        assert!(matches!(
-            list.create_successor(a),
-            Err(BitmapFault::State { .. })
-        ));
+        assert!(matches!(list.create_successor(a), Err(BitmapFault::State { .. })));
     }
 
     #[test]
@@ -308,11 +274,7 @@ mod tests {
             let s = list.create_successor(a).unwrap();
             list.mark_dirty(0, 1);
             assert!(!list.recording(a) && !list.recording(s));
-            let id = if abdicates {
-                list.abdicate(a).unwrap()
-            } else {
-                a
-            };
+            let id = if abdicates { list.abdicate(a).unwrap() } else { a };
             if !abdicates {
                 list.reclaim(a).unwrap();
             }
@@ -340,9 +302,6 @@ mod tests {
         list.merge(a, a).unwrap();
         list.merge(b, a).unwrap();
         assert_eq!(list.get(b).unwrap().count_bytes(), G);
-        assert_eq!(
-            list.merge(b, BitmapId(99)),
-            Err(BitmapFault::Unknown(BitmapId(99)))
-        );
+        assert_eq!(list.merge(b, BitmapId(99)), Err(BitmapFault::Unknown(BitmapId(99))));
     }
 }

@@ -11,9 +11,7 @@ mod summary;
 
 use std::rc::Rc;
 
-pub use dirty::{
-    Allow, BitmapState, DirtyBitmap, MAX_GRANULARITY, MIN_GRANULARITY, default_granularity,
-};
+pub use dirty::{Allow, BitmapState, DirtyBitmap, MAX_GRANULARITY, MIN_GRANULARITY, default_granularity};
 pub use list::{BitmapId, BitmapList};
 
 /// Why something cannot be done with a bitmap. The texts are QEMU's where QEMU has one.

@@ -80,9 +80,7 @@ impl Summary {
 
     /// The lowest bottom bit below the set bit `bit` of level `height`.
     fn descend(&self, height: usize, bit: usize) -> usize {
-        self.levels[..height].iter().rev().fold(bit, |bit, level| {
-            bit * 64 + level[bit].trailing_zeros() as usize
-        })
+        self.levels[..height].iter().rev().fold(bit, |bit, level| bit * 64 + level[bit].trailing_zeros() as usize)
     }
 }
 
@@ -95,10 +93,7 @@ pub(super) fn low_bits(n: usize) -> u64 {
 pub(super) fn masks(first: usize, end: usize) -> impl Iterator<Item = (usize, u64)> {
     (first / 64..end.div_ceil(64)).map(move |word| {
         let base = word * 64;
-        (
-            word,
-            low_bits(end - base) & !low_bits(first.saturating_sub(base)),
-        )
+        (word, low_bits(end - base) & !low_bits(first.saturating_sub(base)))
     })
 }
 

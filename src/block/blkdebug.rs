@@ -121,12 +121,7 @@ impl Blkdebug {
     /// A node with these rules, in state 1.
     pub fn new(inject: Vec<InjectError>, set_state: Vec<SetState>) -> Blkdebug {
         let rules = inject.into_iter().enumerate().map(|(id, rule)| Rule { id: id as u32, rule });
-        Blkdebug {
-            inject: RefCell::new(rules.collect()),
-            set_state,
-            state: Cell::new(1),
-            ..Blkdebug::default()
-        }
+        Blkdebug { inject: RefCell::new(rules.collect()), set_state, state: Cell::new(1), ..Blkdebug::default() }
     }
 
     /// A copy for another run; there must be no suspended request.
@@ -158,7 +153,8 @@ impl Blkdebug {
         let next = self.set_state.iter().find(|r| r.event == event && (r.state == 0 || r.state == state));
         let matching: Vec<u32> = {
             let inject = self.inject.borrow();
-            let matches = |r: &&Rule<InjectError>| r.rule.event == event && (r.rule.state == 0 || r.rule.state == state);
+            let matches =
+                |r: &&Rule<InjectError>| r.rule.event == event && (r.rule.state == 0 || r.rule.state == state);
             inject.iter().filter(matches).map(|r| r.id).collect()
         };
         if !matching.is_empty() {

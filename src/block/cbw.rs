@@ -207,7 +207,8 @@ impl CopyBeforeWrite {
         loop {
             let waiters = {
                 let frozen = self.frozen.borrow();
-                let overlapping = frozen.iter().rev().find(|r| r.offset < offset + bytes && offset < r.offset + r.bytes);
+                let overlapping =
+                    frozen.iter().rev().find(|r| r.offset < offset + bytes && offset < r.offset + r.bytes);
                 match overlapping {
                     None => return,
                     Some(read) => read.waiters.clone(),

@@ -31,7 +31,7 @@ pub struct FileDriver {
 /// begins with data.
 pub fn truncate(store: &Store, size: u64) -> Res<()> {
     const FIRST_BLOCK: u64 = 4096;
-    let first = store.len() == 0 && size > 0;
+    let first = store.is_empty() && size > 0;
     store.truncate(size)?;
     if first {
         store.write(0, &Content::zeros(if size < FIRST_BLOCK { 512.min(size) } else { FIRST_BLOCK }))?;

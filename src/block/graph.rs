@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use crate::bitmap::BitmapList;
 use crate::quirks::Quirks;
-use crate::sim::rng::{Rng, Stream};
 use crate::sim::Sim;
+use crate::sim::rng::{Rng, Stream};
 use crate::store::Host;
 
 use super::backend::Backend;
@@ -375,9 +375,7 @@ impl Block {
     /// Refuses an operation on a node that a job has blocked (`bdrv_op_is_blocked`).
     pub fn check_op_blocker(&self, node: &Node) -> Result<(), String> {
         match node.op_blockers.borrow().first() {
-            Some((_, reason)) => {
-                Err(format!("Node '{}' is busy: {reason}", self.device_or_node_name(node)))
-            }
+            Some((_, reason)) => Err(format!("Node '{}' is busy: {reason}", self.device_or_node_name(node))),
             None => Ok(()),
         }
     }

@@ -283,12 +283,7 @@ impl Block {
     }
 
     /// Checks that come before any write, and the wait for conflicting requests.
-    pub(super) async fn prepare_write(
-        &self,
-        node: &Node,
-        request: &TrackedRequest<'_>,
-        flags: ReqFlags,
-    ) -> Res<()> {
+    pub(super) async fn prepare_write(&self, node: &Node, request: &TrackedRequest<'_>, flags: ReqFlags) -> Res<()> {
         if node.is_read_only() || node.bitmaps.borrow().any_readonly() {
             return Err(Errno::EPERM);
         }

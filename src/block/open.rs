@@ -276,7 +276,12 @@ impl Block {
         Ok(node)
     }
 
-    async fn open_backing(self: &Rc<Self>, node: &Rc<Node>, qcow2: &Rc<Qcow2>, backing: &BackingRef) -> Result<(), String> {
+    async fn open_backing(
+        self: &Rc<Self>,
+        node: &Rc<Node>,
+        qcow2: &Rc<Qcow2>,
+        backing: &BackingRef,
+    ) -> Result<(), String> {
         let from_image;
         let child = match backing {
             BackingRef::None => return Ok(()),
@@ -287,7 +292,8 @@ impl Block {
                     return Ok(());
                 }
                 let filename = self.relative_to(node, &name);
-                from_image = ChildRef::Inline(Box::new(self.options_for(&filename, qcow2.backing_format().as_deref())?));
+                from_image =
+                    ChildRef::Inline(Box::new(self.options_for(&filename, qcow2.backing_format().as_deref())?));
                 &from_image
             }
         };
@@ -326,9 +332,7 @@ impl Block {
             None => "raw",
         };
         let driver = match format {
-            "qcow2" => {
-                DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() }
-            }
+            "qcow2" => DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() },
             "raw" => DriverOptions::Raw { file },
             other => return Err(format!("Unknown driver '{other}'")),
         };
@@ -341,7 +345,12 @@ impl Block {
         head.is_ok_and(|head| head.to_vec() == *b"QFI\xfb")
     }
 
-    async fn open_blkdebug(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, spec: &BlkdebugOptions) -> Opened {
+    async fn open_blkdebug(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        options: NodeOptions,
+        spec: &BlkdebugOptions,
+    ) -> Opened {
         let node = self.new_node(name, options.clone())?;
         let image = match self.open_child(&spec.image, Inherit::Child(&options)).await {
             Ok(image) => image,
@@ -377,7 +386,8 @@ impl Block {
     }
 
     async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {
-        let DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size } = driver else {
+        let DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size } = driver
+        else {
             return Err("not a copy-before-write node".to_owned());
         };
         let (node, source) = self.open_over(name, options.clone(), file, Role::Filtered).await?;
@@ -443,7 +453,11 @@ fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> Result<NodeOptions, 
     let backing = matches!(inherit, Inherit::Backing(_));
     let inherited = |own: Option<bool>, parent: fn(&NodeOptions) -> bool| own.unwrap_or(from.is_some_and(parent));
     let options = NodeOptions {
-        read_only: if backing { common.read_only.unwrap_or(true) } else { inherited(common.read_only, |p| p.read_only) },
+        read_only: if backing {
+            common.read_only.unwrap_or(true)
+        } else {
+            inherited(common.read_only, |p| p.read_only)
+        },
         auto_read_only: !backing && inherited(common.auto_read_only, |p| p.auto_read_only),
         discard_unmap: common.discard_unmap.unwrap_or(from.is_some()),
         detect_zeroes: common.detect_zeroes,

@@ -147,7 +147,7 @@ impl Block {
 /// What all parents together take, and what all of them share.
 fn cumulative(node: &Node) -> (Perm, Perm) {
     let parents = node.parents.borrow();
-    parents.iter().fold((Perm::NONE, Perm::ALL), |(perm, shared), edge| {
-        (perm | edge.perm.get(), shared & edge.shared.get())
-    })
+    parents
+        .iter()
+        .fold((Perm::NONE, Perm::ALL), |(perm, shared), edge| (perm | edge.perm.get(), shared & edge.shared.get()))
 }

@@ -148,7 +148,8 @@ impl Block {
             answer.status = status;
             if status.bytes == 0 {
                 // The layer ends before this offset: it reads as zeros, and its end decides.
-                answer.status = BlockStatus { flags: StatusFlags::ZERO | StatusFlags::ALLOCATED, bytes, map: 0, file: Some(id) };
+                answer.status =
+                    BlockStatus { flags: StatusFlags::ZERO | StatusFlags::ALLOCATED, bytes, map: 0, file: Some(id) };
                 break;
             }
             if status.flags.contains(StatusFlags::ALLOCATED) {

@@ -50,9 +50,10 @@ impl Tracker {
         let me = requests.iter().find(|r| r.id == id)?;
         let (offset, end, serialising) = (me.offset, me.end, me.serialising);
         // Newest first, as in QEMU's list.
-        let other = requests.iter_mut().rev().find(|r| {
-            r.id != id && !r.waits && (serialising || r.serialising) && r.offset < end && offset < r.end
-        })?;
+        let other = requests
+            .iter_mut()
+            .rev()
+            .find(|r| r.id != id && !r.waits && (serialising || r.serialising) && r.offset < end && offset < r.end)?;
         Some(other.waiters.get_or_insert_with(Rc::default).clone())
     }
 }

@@ -69,7 +69,7 @@ mod tests {
     fn what_depends_on_the_model_is_named_with_its_line() {
         let inside = "steps:\n  - run-job: j\n    auto-finalize: false\n    pre-finalize:\n      - workload: n\n        ops: 1\n";
         assert!(reason_of(inside).is_some_and(|why| why.starts_with("step `workload` at line 5")));
-        assert!(reason_of("steps:\n  - sleep: 2h\n").is_some_and(|why| why.contains("sleeps")));
+        assert!(reason_of("steps:\n  - sleep: 7200s\n").is_some_and(|why| why.contains("sleeps")));
         assert!(reason_of("timing: {read: 1ms}\nsteps: []\n").is_some_and(|why| why.starts_with("`timing`")));
         assert!(reason_of("schedule: {strategy: random}\nsteps: []\n").is_some_and(|why| why.contains("random")));
         assert_eq!(reason_of("steps:\n  - sleep: 1s\n  - log: x\n"), None);

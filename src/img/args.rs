@@ -116,7 +116,9 @@ impl Reader<'_> {
         let opt = found.ok_or_else(unknown)?;
         let value = match (opt.takes, value) {
             (true, Some(value)) => value,
-            (true, None) => args.next().ok_or_else(|| self.usage(&format!("missing argument for option '{arg}'")))?.clone(),
+            (true, None) => {
+                args.next().ok_or_else(|| self.usage(&format!("missing argument for option '{arg}'")))?.clone()
+            }
             (false, None) => String::new(),
             (false, Some(_)) => return Err(unknown()),
         };
@@ -131,8 +133,7 @@ impl Reader<'_> {
         args: &mut impl Iterator<Item = &'s String>,
         parsed: &mut Parsed,
     ) -> Outcome<()> {
-        let mut letters = cluster.char_indices();
-        while let Some((at, letter)) = letters.next() {
+        for (at, letter) in cluster.char_indices() {
             let found = self.table.iter().find(|opt| opt.short == Some(letter));
             let opt = found.ok_or_else(|| self.usage(&format!("unrecognized option '{arg}'")))?;
             if !opt.takes {
@@ -194,7 +195,7 @@ mod tests {
     const TABLE: &[Opt] = &[short("format", 'f', true), long("output", true), opt("force-share", 'U', false)];
 
     fn read(compat: Compat, args: &[&str]) -> Result<(String, Vec<String>), String> {
-        let quirks = compat.quirks();
+        let quirks = crate::quirks::Quirks::of(compat);
         let reader = Reader { quirks: &quirks, subcommand: "info", table: TABLE };
         let args: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
         let parsed = reader.read(&args).map_err(|exit| exit.message)?;

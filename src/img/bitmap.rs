@@ -172,7 +172,8 @@ impl Work<'_> {
             return Err(format!("Can't store persistent bitmaps to {}: Operation not supported", node.name));
         };
         let (block, name) = (self.process.block.clone(), self.name.to_owned());
-        let checked = self.process.co(async move { qcow2.can_store_new_bitmap(&block, &name, granularity).await }).await;
+        let checked =
+            self.process.co(async move { qcow2.can_store_new_bitmap(&block, &name, granularity).await }).await;
         checked.map_err(|reason| format!("Can't make bitmap '{}' persistent in '{}': {reason}", self.name, node.name))
     }
 

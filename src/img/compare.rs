@@ -108,7 +108,8 @@ impl Side {
 
     async fn status(&self, block: &Rc<Block>, offset: u64) -> Result<BlockStatus, Stop> {
         let answer = block.co_block_status_above(self.node, None, offset, self.length - offset, true).await;
-        let answer = answer.map_err(|_| Stop::Failed(format!("Sector allocation test failed for {}", self.filename), 3))?;
+        let answer =
+            answer.map_err(|_| Stop::Failed(format!("Sector allocation test failed for {}", self.filename), 3))?;
         Ok(answer.status)
     }
 

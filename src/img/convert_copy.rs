@@ -66,7 +66,8 @@ async fn next_run(work: &Copy, at: u64) -> Result<(Run, u64), String> {
     let failed = |error| format!("error while reading block status at offset {at}: {error}");
     // Below the layer that the new backing file stands for nothing is looked at.
     let base = work.backing.and_then(|_| work.block.node(work.source).backing());
-    let answer = work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
+    let answer =
+        work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
     let (flags, mut bytes) = (answer.status.flags, answer.status.bytes.clamp(1, work.bytes - at));
     let run = if flags.contains(StatusFlags::ZERO) {
         Run::Zero

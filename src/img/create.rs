@@ -116,7 +116,8 @@ async fn backing_size(process: &Process, filename: &str, backing: &str, options:
     let (size, found) = (image.node.length.get(), image.node.driver_name().unwrap_or("raw"));
     process.close(image).await;
     if format.is_none() {
-        let mut exit: Exit = failed(&format!("Backing file specified without backing format\nDetected format of {found}."));
+        let mut exit: Exit =
+            failed(&format!("Backing file specified without backing format\nDetected format of {found}."));
         exit.open_line = !process.quirks().img_hint_newline;
         return Err(exit);
     }

@@ -39,7 +39,9 @@ async fn subcommand(process: &Process, args: &[String]) -> Outcome<i32> {
         "map" => map::run(process, &reader(map::OPTIONS), args).await,
         "rebase" => rebase::run(process, &reader(rebase::OPTIONS), args).await,
         "resize" => resize::run(process, &reader(resize::OPTIONS), args).await,
-        option if option.starts_with('-') => Err(not_modelled(&format!("option '{option}'"), "a subcommand comes first")),
+        option if option.starts_with('-') => {
+            Err(not_modelled(&format!("option '{option}'"), "a subcommand comes first"))
+        }
         name if NOT_MODELLED.contains(&name) => {
             Err(not_modelled(&format!("subcommand '{name}'"), &format!("there are {MODELLED}")))
         }

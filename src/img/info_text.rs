@@ -212,9 +212,7 @@ fn specific(info: &NodeInfo, qcow2: &Qcow2Info) -> Value {
         put("extended-l2", json!(qcow2.extended_l2));
     }
     if !info.bitmaps.is_empty() {
-        let bitmap = |bitmap: &crate::block::qcow2::BitmapInfo| {
-            json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags(bitmap)})
-        };
+        let bitmap = |bitmap: &crate::block::qcow2::BitmapInfo| json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags(bitmap)});
         put("bitmaps", info.bitmaps.iter().map(bitmap).collect());
     }
     Value::Object(data)

@@ -82,8 +82,7 @@ mod tests {
     #[test]
     fn an_empty_list_still_takes_two_lines() {
         let text = pretty(&json!({"virtual-size": 1024, "children": [], "filename": "a\"b", "dirty-flag": false}));
-        let expected =
-            "{\n    \"children\": [\n    ],\n    \"virtual-size\": 1024,\n    \"filename\": \"a\\\"b\",\n    \"dirty-flag\": false\n}";
+        let expected = "{\n    \"children\": [\n    ],\n    \"virtual-size\": 1024,\n    \"filename\": \"a\\\"b\",\n    \"dirty-flag\": false\n}";
         assert_eq!(text, expected);
     }
 }

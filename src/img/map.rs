@@ -52,9 +52,8 @@ impl Entry {
 /// Runs the subcommand.
 pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String]) -> Outcome<i32> {
     let parsed = reader.read(args)?;
-    let bound = |key: &str, name: &str| {
-        parsed.get(key).map(|text| size::argument(process.quirks(), name, text)).transpose()
-    };
+    let bound =
+        |key: &str, name: &str| parsed.get(key).map(|text| size::argument(process.quirks(), name, text)).transpose();
     let (start, max_length) = (bound("start-offset", "start offset")?, bound("max-length", "max length")?);
     let json = reader.json(&parsed)?;
     refuse_image_opts(&parsed)?;

@@ -110,7 +110,6 @@ fn three_digits(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

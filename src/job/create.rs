@@ -38,13 +38,8 @@ pub enum CreateOptions {
 
 /// Makes and starts the job (`qmp_blockdev_create`).
 pub fn start_create(jobs: &Rc<Jobs>, id: &str, options: CreateOptions) -> Result<Rc<Job>, String> {
-    let config = JobConfig {
-        id: id.to_owned(),
-        kind: JobKind::Create,
-        txn: None,
-        auto_finalize: true,
-        auto_dismiss: false,
-    };
+    let config =
+        JobConfig { id: id.to_owned(), kind: JobKind::Create, txn: None, auto_finalize: true, auto_dismiss: false };
     let job = jobs.create(config)?;
     let (block, running) = (jobs.block.clone(), job.clone());
     job.start(async move {

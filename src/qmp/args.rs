@@ -79,9 +79,7 @@ impl<'a> Args<'a> {
     pub fn opt_int(&self, name: &'static str) -> Read<Option<i64>> {
         match self.visit(name) {
             None => Ok(None),
-            Some(Value::Number(number)) => {
-                number.as_i64().map(Some).ok_or_else(|| self.wrong_type(name, "integer"))
-            }
+            Some(Value::Number(number)) => number.as_i64().map(Some).ok_or_else(|| self.wrong_type(name, "integer")),
             Some(_) => Err(self.wrong_type(name, "integer")),
         }
     }
@@ -92,11 +90,14 @@ impl<'a> Args<'a> {
     }
 
     /// An optional integer of the QAPI type `kind` that must lie in `range`.
-    pub fn opt_ranged(&self, name: &'static str, kind: &str, range: std::ops::RangeInclusive<i64>) -> Read<Option<i64>> {
+    pub fn opt_ranged(
+        &self,
+        name: &'static str,
+        kind: &str,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Read<Option<i64>> {
         match self.opt_int(name)? {
-            Some(value) if !range.contains(&value) => {
-                Err(format!("Parameter '{name}' expects {kind}").into())
-            }
+            Some(value) if !range.contains(&value) => Err(format!("Parameter '{name}' expects {kind}").into()),
             other => Ok(other),
         }
     }
@@ -148,11 +149,9 @@ impl<'a> Args<'a> {
     pub fn opt_object(&self, name: &'static str) -> Read<Option<Args<'a>>> {
         match self.visit(name) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Args {
-                map,
-                prefix: format!("{}{name}.", self.prefix),
-                visited: RefCell::default(),
-            })),
+            Some(Value::Object(map)) => {
+                Ok(Some(Args { map, prefix: format!("{}{name}.", self.prefix), visited: RefCell::default() }))
+            }
             Some(_) => Err(self.wrong_type(name, "object")),
         }
     }
@@ -182,9 +181,7 @@ impl<'a> Args<'a> {
     /// A list element that must be a map.
     pub fn element(item: &'a Value, name: &str) -> Read<Args<'a>> {
         match item {
-            Value::Object(map) => {
-                Ok(Args { map, prefix: format!("{name}."), visited: RefCell::default() })
-            }
+            Value::Object(map) => Ok(Args { map, prefix: format!("{name}."), visited: RefCell::default() }),
             _ => Err(format!("Invalid parameter type for '{name}', expected: object").into()),
         }
     }

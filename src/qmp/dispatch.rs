@@ -135,10 +135,14 @@ impl Machine {
             "job-pause" | "job-resume" | "job-cancel" | "job-complete" | "job-finalize" | "job-dismiss" => {
                 self.job_command(command, arguments).await
             }
-            "block-job-pause" | "block-job-resume" | "block-job-cancel" | "block-job-complete"
-            | "block-job-finalize" | "block-job-dismiss" | "block-job-set-speed" | "block-job-change" => {
-                self.block_job_command(command, arguments).await
-            }
+            "block-job-pause"
+            | "block-job-resume"
+            | "block-job-cancel"
+            | "block-job-complete"
+            | "block-job-finalize"
+            | "block-job-dismiss"
+            | "block-job-set-speed"
+            | "block-job-change" => self.block_job_command(command, arguments).await,
             "human-monitor-command" => self.human_monitor_command(arguments).await,
             "nbd-server-start" | "nbd-server-stop" | "nbd-server-add" | "nbd-server-remove" | "block-export-add"
             | "block-export-del" => self.export_command(command, arguments).await,

@@ -6,9 +6,8 @@
 /// The bucket of a key in QEMU's `QDict` (`qobject/qdict.c`), 0 to 511.
 pub fn bucket(key: &str) -> u32 {
     let seed = 0x238F_13AFu32.wrapping_mul(key.len() as u32);
-    let sum = key.bytes().enumerate().fold(seed, |value, (i, byte)| {
-        value.wrapping_add(u32::from(byte) << (i * 5 % 24))
-    });
+    let sum =
+        key.bytes().enumerate().fold(seed, |value, (i, byte)| value.wrapping_add(u32::from(byte) << (i * 5 % 24)));
     1_103_515_243u32.wrapping_mul(sum).wrapping_add(12345) % 512
 }
 

@@ -9,9 +9,7 @@ use std::rc::Rc;
 use serde_json::{Map, Value};
 
 use super::decode::{record, words};
-use super::values::{
-    Bytes, Empty, Errors, Nanos, Pair, Range, Schedule, Spread, Steps, Text, Timing, Word,
-};
+use super::values::{Bytes, Empty, Errors, Nanos, Pair, Range, Schedule, Spread, Steps, Text, Timing, Word};
 
 words! {
     /// The format of an image.
@@ -292,13 +290,7 @@ pub use super::values::Compatibility;
 
 impl Default for Mix {
     fn default() -> Mix {
-        Mix {
-            write: 4,
-            zeroes: 1,
-            discard: 1,
-            read: 4,
-            flush: 1,
-        }
+        Mix { write: 4, zeroes: 1, discard: 1, read: 4, flush: 1 }
     }
 }
 

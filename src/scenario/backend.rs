@@ -35,18 +35,12 @@ pub enum RunErrorKind {
 impl RunError {
     /// A run that failed for the reason `message`.
     pub fn failed(message: impl Into<String>) -> RunError {
-        RunError {
-            kind: RunErrorKind::Failed,
-            message: message.into(),
-        }
+        RunError { kind: RunErrorKind::Failed, message: message.into() }
     }
 
     /// A run that ended because of the machine, for the reason `message`.
     pub fn machine(message: impl Into<String>) -> RunError {
-        RunError {
-            kind: RunErrorKind::Machine,
-            message: message.into(),
-        }
+        RunError { kind: RunErrorKind::Machine, message: message.into() }
     }
 }
 
@@ -154,11 +148,7 @@ pub trait Backend: Clone + 'static {
     /// Drops the machine as SIGKILL does.
     async fn kill(&self) -> Result<(), RunError>;
     /// Sends a QMP command; the reply as on the wire, `{"return": …}` or `{"error": {"class", "desc"}}`.
-    async fn execute(
-        &self,
-        command: &str,
-        arguments: &Map<String, Value>,
-    ) -> Result<Value, RunError>;
+    async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError>;
     /// Runs a qemu-io command at `node` through the human monitor.
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError>;
     /// Runs qemu-img with `args`, outside the machine.

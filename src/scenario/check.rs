@@ -33,12 +33,7 @@ fn walk<'i>(items: &'i [Item], see: &mut dyn FnMut(&'i Item)) {
 /// Checks every `use` in `items`.
 pub(crate) fn calls(items: &[Item], procedures: &[Procedure], context: Context<'_>) {
     walk(items, &mut |item| {
-        let Kind::Use {
-            procedure,
-            pos,
-            with,
-        } = &item.kind
-        else {
+        let Kind::Use { procedure, pos, with } = &item.kind else {
             return;
         };
         let Some(called) = procedures.iter().find(|known| known.name == *procedure) else {
@@ -86,13 +81,7 @@ pub(crate) fn no_cycles(procedures: &[Procedure], context: Context<'_>) -> bool 
             (&*procedure.name, called)
         })
         .collect();
-    let mut search = Search {
-        uses: &uses,
-        path: Vec::new(),
-        done: Vec::new(),
-        context,
-        clean: true,
-    };
+    let mut search = Search { uses: &uses, path: Vec::new(), done: Vec::new(), context, clean: true };
     for procedure in procedures {
         search.visit(&procedure.name);
     }
@@ -119,20 +108,14 @@ impl<'a> Search<'a> {
         self.path.push(name);
         for (called, pos) in self.uses.get(name).map(Vec::as_slice).unwrap_or_default() {
             if let Some(start) = self.path.iter().position(|known| known == called) {
-                let ring: Vec<&str> = self.path[start..]
-                    .iter()
-                    .copied()
-                    .chain([*called])
-                    .collect();
+                let ring: Vec<&str> = self.path[start..].iter().copied().chain([*called]).collect();
                 let message = format!("a cycle of procedures: {}", ring.join(" → "));
                 self.clean = false;
-                self.context
-                    .report(Diagnostic::new(*pos, message).width(called.chars().count()));
+                self.context.report(Diagnostic::new(*pos, message).width(called.chars().count()));
             } else if self.path.len() >= MAX_CALLS {
                 self.clean = false;
                 let deep = Diagnostic::new(*pos, "procedures use one another too deep");
-                self.context
-                    .report(deep.expected(format!("at most {MAX_CALLS} levels")));
+                self.context.report(deep.expected(format!("at most {MAX_CALLS} levels")));
             } else {
                 self.visit(called);
             }
@@ -143,21 +126,13 @@ impl<'a> Search<'a> {
 }
 
 /// Checks the templates of `items` against the names of each case and `params`.
-pub(crate) fn variables(
-    items: &[Item],
-    params: &[Rc<str>],
-    cases: &[Known<'_>],
-    context: Context<'_>,
-) {
+pub(crate) fn variables(items: &[Item], params: &[Rc<str>], cases: &[Known<'_>], context: Context<'_>) {
     walk(items, &mut |item| {
         let expr = |expr: &Expr, pos: Pos, index| names(expr, pos, index, params, cases, context);
         match &item.when {
             Some(When::Expr(condition, pos)) => expr(condition, *pos, None),
             Some(When::Template(template, pos)) => {
-                template
-                    .exprs()
-                    .enumerate()
-                    .for_each(|(i, e)| expr(e, *pos, Some(i)));
+                template.exprs().enumerate().for_each(|(i, e)| expr(e, *pos, Some(i)));
             }
             _ => {}
         }
@@ -173,12 +148,7 @@ pub(crate) fn variables(
 }
 
 /// Checks the templates in `node` against the names of each case and `params`.
-pub(crate) fn node_variables(
-    node: &Node,
-    params: &[Rc<str>],
-    cases: &[Known<'_>],
-    context: Context<'_>,
-) {
+pub(crate) fn node_variables(node: &Node, params: &[Rc<str>], cases: &[Known<'_>], context: Context<'_>) {
     node.templates(&mut |template, pos| {
         for (index, expr) in template.exprs().enumerate() {
             names(expr, pos, Some(index), params, cases, context);
@@ -187,20 +157,9 @@ pub(crate) fn node_variables(
 }
 
 /// `index`: in which `{{ }}` of the string at `pos` the expression stands; `None` if it is the string.
-fn names(
-    expr: &Expr,
-    pos: Pos,
-    index: Option<usize>,
-    params: &[Rc<str>],
-    cases: &[Known<'_>],
-    context: Context<'_>,
-) {
+fn names(expr: &Expr, pos: Pos, index: Option<usize>, params: &[Rc<str>], cases: &[Known<'_>], context: Context<'_>) {
     for name in expr.needs().filter(|name| !params.contains(name)) {
-        let lacking: Vec<u32> = cases
-            .iter()
-            .filter(|case| !case.names.contains(name))
-            .map(|case| case.line)
-            .collect();
+        let lacking: Vec<u32> = cases.iter().filter(|case| !case.names.contains(name)).map(|case| case.line).collect();
         let Some(first) = lacking.first() else {
             continue;
         };
@@ -218,12 +177,7 @@ fn names(
 
 /// Where, in the string that begins at `pos`, its `index`-th template (or `name` in it) is written.
 /// Falls back to the string's own place where escapes or line breaks hide it.
-pub(crate) fn place(
-    problems: &Problems,
-    pos: Pos,
-    index: Option<usize>,
-    name: Option<&str>,
-) -> Pos {
+pub(crate) fn place(problems: &Problems, pos: Pos, index: Option<usize>, name: Option<&str>) -> Pos {
     let line = problems.line(pos.line);
     let start = line.char_indices().nth((pos.column.max(1) - 1) as usize);
     let Some((start, _)) = start else {
@@ -243,17 +197,11 @@ pub(crate) fn place(
     }
     if let Some(name) = name {
         let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let mut found = line[at..]
-            .match_indices(name)
-            .map(|(offset, _)| at + offset);
-        let whole = found.find(|&offset| {
-            !line[..offset].ends_with(is_word) && !line[offset + name.len()..].starts_with(is_word)
-        });
+        let mut found = line[at..].match_indices(name).map(|(offset, _)| at + offset);
+        let whole = found
+            .find(|&offset| !line[..offset].ends_with(is_word) && !line[offset + name.len()..].starts_with(is_word));
         at = whole.unwrap_or(at);
     }
     let column = line[..at].chars().count() + 1;
-    Pos {
-        line: pos.line,
-        column: u32::try_from(column).unwrap_or(u32::MAX),
-    }
+    Pos { line: pos.line, column: u32::try_from(column).unwrap_or(u32::MAX) }
 }

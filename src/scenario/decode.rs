@@ -69,12 +69,7 @@ impl<'n> Fields<'n> {
         let Data::Map(entries) = &node.data else {
             return context.wrong(node, &format!("a map: {what}"));
         };
-        Some(Fields {
-            pos: node.pos,
-            what: what.to_owned(),
-            entries,
-            asked: Vec::new(),
-        })
+        Some(Fields { pos: node.pos, what: what.to_owned(), entries, asked: Vec::new() })
     }
 
     /// The value behind `key`, which is a known key from now on.
@@ -90,11 +85,7 @@ impl<'n> Fields<'n> {
     }
 
     /// A value that must be there.
-    pub(crate) fn required<T: Decode>(
-        &mut self,
-        key: &'static str,
-        context: Context<'_>,
-    ) -> Option<T> {
+    pub(crate) fn required<T: Decode>(&mut self, key: &'static str, context: Context<'_>) -> Option<T> {
         match self.find(key) {
             Some(node) => T::decode(node, context),
             None => {
@@ -113,9 +104,7 @@ impl<'n> Fields<'n> {
         context: Context<'_>,
     ) -> Option<T> {
         match self.find(key) {
-            Some(Node {
-                data: Data::Null, ..
-            }) if context.expanded => Some(default()),
+            Some(Node { data: Data::Null, .. }) if context.expanded => Some(default()),
             Some(node) => T::decode(node, context),
             None => Some(default()),
         }
@@ -231,8 +220,7 @@ impl Decode for Map<String, Value> {
 /// The schema of a value, with a template as the alternative where one may stand.
 pub(crate) fn value_schema<T: Decode + JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let plain = generator.subschema_for::<T>();
-    let is_string =
-        plain.get("type").is_some_and(|kind| kind == "string") && plain.get("enum").is_none();
+    let is_string = plain.get("type").is_some_and(|kind| kind == "string") && plain.get("enum").is_none();
     if is_string || !T::TEMPLATE {
         return plain;
     }
@@ -276,11 +264,7 @@ macro_rules! words {
 pub(crate) use words;
 
 /// The one of `words` that `node` is.
-pub(crate) fn word(
-    node: &Node,
-    words: &[&'static str],
-    context: Context<'_>,
-) -> Option<&'static str> {
+pub(crate) fn word(node: &Node, words: &[&'static str], context: Context<'_>) -> Option<&'static str> {
     let expected = format!("one of {}", list(words.iter().copied()));
     let Data::Text(written) = &node.data else {
         return context.wrong(node, &expected);
@@ -364,9 +348,6 @@ pub(crate) fn described(schema: Schema, about: &str) -> Value {
     let mut schema = schema;
     let about: Vec<&str> = about.lines().map(str::trim).collect();
     let about = about.join(" ");
-    schema.insert(
-        "description".to_owned(),
-        Value::String(about.trim().to_owned()),
-    );
+    schema.insert("description".to_owned(), Value::String(about.trim().to_owned()));
     schema.to_value()
 }

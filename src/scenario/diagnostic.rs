@@ -66,11 +66,7 @@ impl Diagnostic {
     }
 
     /// Names the most similar of `known`, if one is similar enough to be what was meant.
-    pub(crate) fn did_you_mean<'k>(
-        self,
-        written: &str,
-        known: impl IntoIterator<Item = &'k str>,
-    ) -> Diagnostic {
+    pub(crate) fn did_you_mean<'k>(self, written: &str, known: impl IntoIterator<Item = &'k str>) -> Diagnostic {
         match closest(written, known) {
             Some(name) => self.hint(format!("did you mean `{name}`?")),
             None => self,
@@ -152,11 +148,7 @@ pub(crate) struct Problems {
 
 impl Problems {
     pub(crate) fn new(file: &str, text: Rc<str>) -> Problems {
-        Problems {
-            file: Rc::from(file),
-            text,
-            items: RefCell::new(Vec::new()),
-        }
+        Problems { file: Rc::from(file), text, items: RefCell::new(Vec::new()) }
     }
 
     /// The source line `line` (from 1), without its end.
@@ -214,10 +206,7 @@ fn crop(line: &str, column: u32) -> String {
 }
 
 /// The name among `known` that `written` is most similar to, if it differs by about a third at most.
-pub(crate) fn closest<'k>(
-    written: &str,
-    known: impl IntoIterator<Item = &'k str>,
-) -> Option<&'k str> {
+pub(crate) fn closest<'k>(written: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let limit = (written.chars().count() / 3).clamp(1, 4);
     known
         .into_iter()
@@ -268,11 +257,7 @@ mod tests {
     fn a_mistake_is_shown_with_its_line_and_a_mark() {
         let problems = Problems::new("a.yaml", Rc::from("x: 1\n  - execut: y\n"));
         let pos = Pos { line: 2, column: 5 };
-        problems.push(
-            Diagnostic::new(pos, "unknown verb `execut`")
-                .width(6)
-                .hint("eh"),
-        );
+        problems.push(Diagnostic::new(pos, "unknown verb `execut`").width(6).hint("eh"));
         let Err(all) = problems.finish() else {
             panic!("a mistake was pushed");
         };

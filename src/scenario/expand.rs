@@ -31,18 +31,11 @@ pub(crate) struct Expander<'p> {
 
 impl<'p> Expander<'p> {
     pub(crate) fn new(procedures: &'p [Procedure], problems: &'p Problems) -> Expander<'p> {
-        Expander {
-            procedures,
-            problems,
-            budget: Cell::new(MAX_STEPS),
-        }
+        Expander { procedures, problems, budget: Cell::new(MAX_STEPS) }
     }
 
     fn context(&self) -> Context<'p> {
-        Context {
-            problems: self.problems,
-            expanded: true,
-        }
+        Context { problems: self.problems, expanded: true }
     }
 
     fn failed(&self, pos: Pos, index: Option<usize>, message: &str) {
@@ -88,11 +81,7 @@ impl<'p> Expander<'p> {
                 let mut exprs = template.exprs();
                 match (exprs.next(), exprs.next()) {
                     (Some(expr), None) => (expr.truth(scope), *pos, Some(0)),
-                    _ => (
-                        Err("bad `when`: more than one template".to_owned()),
-                        *pos,
-                        None,
-                    ),
+                    _ => (Err("bad `when`: more than one template".to_owned()), *pos, None),
                 }
             }
         };
@@ -104,33 +93,22 @@ impl<'p> Expander<'p> {
 
     fn item(&self, item: &Item, scope: &Scope<'_>, via: &Rc<[u32]>, out: &mut Vec<Step>) {
         let verb = match &item.kind {
-            Kind::Use {
-                procedure, with, ..
-            } => return self.call(item, procedure, with, scope, via, out),
+            Kind::Use { procedure, with, .. } => return self.call(item, procedure, with, scope, via, out),
             Kind::Plain(body) => body.verb(scope, || self.verb(body, scope)),
             Kind::RunJob { body, pre_finalize } => {
                 let verb = body.verb(scope, || self.verb(body, scope));
                 verb.map(|verb| self.with_pre_finalize(verb, pre_finalize, scope, via))
             }
             Kind::Concurrently(actors) => {
-                let actors = actors
-                    .iter()
-                    .map(|(name, items)| (Rc::clone(name), Steps(self.steps(items, scope, via))));
-                Some(Rc::new(Verb::Concurrently(Concurrently {
-                    actors: actors.collect(),
-                })))
+                let actors = actors.iter().map(|(name, items)| (Rc::clone(name), Steps(self.steps(items, scope, via))));
+                Some(Rc::new(Verb::Concurrently(Concurrently { actors: actors.collect() })))
             }
         };
         let Some(verb) = verb else {
             return;
         };
         let label = item.label.as_ref().and_then(|node| self.label(node, scope));
-        out.push(Step {
-            line: item.pos.line,
-            via: Rc::clone(via),
-            label,
-            verb,
-        });
+        out.push(Step { line: item.pos.line, via: Rc::clone(via), label, verb });
     }
 
     fn label(&self, node: &Node, scope: &Scope<'_>) -> Option<Rc<str>> {
@@ -138,20 +116,11 @@ impl<'p> Expander<'p> {
         String::decode(&node, self.context()).map(Rc::from)
     }
 
-    fn with_pre_finalize(
-        &self,
-        verb: Rc<Verb>,
-        items: &[Item],
-        scope: &Scope<'_>,
-        via: &Rc<[u32]>,
-    ) -> Rc<Verb> {
+    fn with_pre_finalize(&self, verb: Rc<Verb>, items: &[Item], scope: &Scope<'_>, via: &Rc<[u32]>) -> Rc<Verb> {
         match &*verb {
             Verb::RunJob(job) if !items.is_empty() => {
                 let pre_finalize = Steps(self.steps(items, scope, via));
-                Rc::new(Verb::RunJob(RunJob {
-                    pre_finalize,
-                    ..job.clone()
-                }))
+                Rc::new(Verb::RunJob(RunJob { pre_finalize, ..job.clone() }))
             }
             _ => verb,
         }
@@ -184,10 +153,7 @@ impl<'p> Expander<'p> {
                 None => return,
             }
         }
-        let inner = Scope {
-            parent: Some(scope.root()),
-            own,
-        };
+        let inner = Scope { parent: Some(scope.root()), own };
         let via: Rc<[u32]> = via.iter().copied().chain([item.pos.line]).collect();
         self.append(&procedure.steps, &inner, &via, out);
     }
@@ -216,25 +182,17 @@ impl<'p> Expander<'p> {
                 }
             },
             Data::List(items) => {
-                let items: Option<Vec<Node>> = items
-                    .iter()
-                    .map(|item| self.substitute(item, scope))
-                    .collect();
+                let items: Option<Vec<Node>> = items.iter().map(|item| self.substitute(item, scope)).collect();
                 Data::List(items?)
             }
             Data::Map(entries) => {
-                let entries: Option<Vec<(Key, Node)>> = entries
-                    .iter()
-                    .map(|(key, value)| Some((key.clone(), self.substitute(value, scope)?)))
-                    .collect();
+                let entries: Option<Vec<(Key, Node)>> =
+                    entries.iter().map(|(key, value)| Some((key.clone(), self.substitute(value, scope)?))).collect();
                 Data::Map(entries?)
             }
             other => other.clone(),
         };
-        Some(Node {
-            pos: node.pos,
-            data,
-        })
+        Some(Node { pos: node.pos, data })
     }
 }
 
@@ -262,19 +220,9 @@ fn from_json(value: Value, pos: Pos) -> Node {
             Data::Number(number, raw)
         }
         Value::String(text) => Data::Text(Rc::from(text)),
-        Value::Array(items) => {
-            Data::List(items.into_iter().map(|item| from_json(item, pos)).collect())
-        }
+        Value::Array(items) => Data::List(items.into_iter().map(|item| from_json(item, pos)).collect()),
         Value::Object(map) => {
-            let entry = |(name, value): (String, Value)| {
-                (
-                    Key {
-                        pos,
-                        name: Rc::from(name),
-                    },
-                    from_json(value, pos),
-                )
-            };
+            let entry = |(name, value): (String, Value)| (Key { pos, name: Rc::from(name) }, from_json(value, pos));
             Data::Map(map.into_iter().map(entry).collect())
         }
     };

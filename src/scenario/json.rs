@@ -69,11 +69,7 @@ fn write_list(out: &mut String, items: &[Value], indent: Option<usize>, level: u
         return out.push_str("[]");
     }
     // iotests' ordered_qmp turns key conversion on again for what stands in a list.
-    let keys = if keys == Keys::Plain {
-        keys
-    } else {
-        Keys::Dashed
-    };
+    let keys = if keys == Keys::Plain { keys } else { Keys::Dashed };
     out.push('[');
     for (i, item) in items.iter().enumerate() {
         if i > 0 {
@@ -86,21 +82,11 @@ fn write_list(out: &mut String, items: &[Value], indent: Option<usize>, level: u
     out.push(']');
 }
 
-fn write_map(
-    out: &mut String,
-    map: &Map<String, Value>,
-    indent: Option<usize>,
-    level: usize,
-    keys: Keys,
-) {
+fn write_map(out: &mut String, map: &Map<String, Value>, indent: Option<usize>, level: usize, keys: Keys) {
     if map.is_empty() {
         return out.push_str("{}");
     }
-    let inner = if keys == Keys::Plain {
-        keys
-    } else {
-        Keys::DashedInLists
-    };
+    let inner = if keys == Keys::Plain { keys } else { Keys::DashedInLists };
     let mut entries: Vec<(&String, &Value)> = map.iter().collect();
     entries.sort_by_key(|(key, _)| *key);
     out.push('{');
@@ -176,26 +162,17 @@ mod tests {
     #[test]
     fn one_line_and_indented() {
         let value = json!({"b": [1, {"c": null}], "a": {}, "e": []});
-        assert_eq!(
-            dumps(&value, None),
-            r#"{"a": {}, "b": [1, {"c": null}], "e": []}"#
-        );
+        assert_eq!(dumps(&value, None), r#"{"a": {}, "b": [1, {"c": null}], "e": []}"#);
         let indented = "{\n  \"bitmaps\": {}\n}";
         assert_eq!(dumps(&json!({"bitmaps": {}}), Some(2)), indented);
         assert_eq!(dumps(&json!([1, 2]), Some(2)), "[\n  1,\n  2\n]");
-        assert_eq!(
-            dumps(&json!("é\u{1f600}\n\"\u{7f}"), None),
-            r#""\u00e9\ud83d\ude00\n\"\u007f""#
-        );
+        assert_eq!(dumps(&json!("é\u{1f600}\n\"\u{7f}"), None), r#""\u00e9\ud83d\ude00\n\"\u007f""#);
     }
 
     #[test]
     fn floats_are_pythons() {
         let floats = json!([1.0, 0.5, 1e16, 1.5e-5, -2.0, 0.0001, 1e22]);
-        assert_eq!(
-            dumps(&floats, None),
-            "[1.0, 0.5, 1e+16, 1.5e-05, -2.0, 0.0001, 1e+22]"
-        );
+        assert_eq!(dumps(&floats, None), "[1.0, 0.5, 1e+16, 1.5e-05, -2.0, 0.0001, 1e+22]");
     }
 
     #[test]
@@ -207,10 +184,7 @@ mod tests {
         let line = r#"{"execute": "x", "arguments": {"a-a": 1, "a-b": {"c_d": [{"new-state": 1, "x": {"y_z": 2}}]}}}"#;
         assert_eq!(command("x", &arguments, None), line);
         let none = Map::new();
-        assert_eq!(
-            command("stop", &none, None),
-            r#"{"execute": "stop", "arguments": {}}"#
-        );
+        assert_eq!(command("stop", &none, None), r#"{"execute": "stop", "arguments": {}}"#);
         let indented = "{\n  \"execute\": \"stop\",\n  \"arguments\": {}\n}";
         assert_eq!(command("stop", &none, Some(2)), indented);
     }

@@ -63,26 +63,16 @@ pub fn load(path: &Path) -> Result<Scenario, Diagnostics> {
     let unreadable = |why: String| {
         let problems = Problems::new(&name, Rc::from(""));
         problems.push(Diagnostic::new(Pos::default(), why));
-        Diagnostics {
-            items: problems.take(),
-        }
+        Diagnostics { items: problems.take() }
     };
-    let size = std::fs::metadata(path)
-        .map_err(|error| unreadable(error.to_string()))?
-        .len();
+    let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
     if size > yaml::MAX_FILE as u64 {
         let limit = yaml::MAX_FILE;
-        return Err(unreadable(format!(
-            "the file is too large: {size} bytes, at most {limit} are read"
-        )));
+        return Err(unreadable(format!("the file is too large: {size} bytes, at most {limit} are read")));
     }
     let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        unreadable(format!(
-            "the file is not UTF-8 (at byte {})",
-            error.utf8_error().valid_up_to()
-        ))
-    })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| unreadable(format!("the file is not UTF-8 (at byte {})", error.utf8_error().valid_up_to())))?;
     parse(&name, &text)
 }
 
@@ -99,9 +89,7 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, Diagnostics> {
     match scenario {
         Some(scenario) => Ok(scenario),
         // Whoever gives no scenario has said why; should that ever be forgotten, it is still an error.
-        None => Err(Diagnostics {
-            items: vec![Diagnostic::new(Pos::default(), "not a scenario")],
-        }),
+        None => Err(Diagnostics { items: vec![Diagnostic::new(Pos::default(), "not a scenario")] }),
     }
 }
 
@@ -129,49 +117,28 @@ fn compile_strings(node: &mut Node, problems: &Problems) {
                 problems.push(Diagnostic::new(at, error.message).width(2));
             }
         },
-        Data::List(items) => items
-            .iter_mut()
-            .for_each(|item| compile_strings(item, problems)),
+        Data::List(items) => items.iter_mut().for_each(|item| compile_strings(item, problems)),
         Data::Map(entries) => {
-            entries
-                .iter_mut()
-                .for_each(|(_, value)| compile_strings(value, problems));
+            entries.iter_mut().for_each(|(_, value)| compile_strings(value, problems));
         }
         _ => {}
     }
 }
 
 fn read(root: &Node, file: &str, source: &Rc<str>, problems: &Problems) -> Option<Scenario> {
-    let context = Context {
-        problems,
-        expanded: false,
-    };
+    let context = Context { problems, expanded: false };
     let mut fields = Fields::new(root, "a scenario", context)?;
-    let lenient = Context {
-        problems,
-        expanded: true,
-    };
-    let name = fields
-        .find("name")
-        .and_then(|node| text(node, lenient, "a string"));
-    let description = fields
-        .find("description")
-        .and_then(|node| text(node, lenient, "a string"));
+    let lenient = Context { problems, expanded: true };
+    let name = fields.find("name").and_then(|node| text(node, lenient, "a string"));
+    let description = fields.find("description").and_then(|node| text(node, lenient, "a string"));
     let settings = settings(root, &mut fields, context);
-    let vars = fields
-        .find("vars")
-        .map(|node| vars(node, context))
-        .unwrap_or_default();
-    let rows = fields
-        .find("cases")
-        .map_or_else(|| vec![Row::only(root.pos)], |node| rows(node, context));
+    let vars = fields.find("vars").map(|node| vars(node, context)).unwrap_or_default();
+    let rows = fields.find("cases").map_or_else(|| vec![Row::only(root.pos)], |node| rows(node, context));
     let case_name = fields.find("case-name").cloned();
     if let Some(node) = &case_name {
         text(node, context, "a string, as a rule with templates");
     }
-    let procedures = fields
-        .find("procedures")
-        .map(|node| program::procedures(node, context));
+    let procedures = fields.find("procedures").map(|node| program::procedures(node, context));
     let procedures = procedures.unwrap_or_default();
     let steps = match fields.find("steps") {
         Some(node) => program::items(node, context),
@@ -181,9 +148,7 @@ fn read(root: &Node, file: &str, source: &Rc<str>, problems: &Problems) -> Optio
         }
     };
     fields.finish(context);
-    let stem = Path::new(file)
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned());
+    let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let scenario = Scenario {
         name: name.map_or_else(|| stem.unwrap_or_default(), |name| name.as_ref().to_owned()),
         description: description.map_or_else(String::new, |text| text.as_ref().to_owned()),
@@ -207,24 +172,14 @@ fn settings(root: &Node, fields: &mut Fields<'_>, context: Context<'_>) -> Node 
         Data::Map(entries) => entries.as_slice(),
         _ => &[],
     };
-    let own = entries
-        .iter()
-        .filter(|(key, _)| Settings::KEYS.contains(&&*key.name));
-    Node {
-        pos: root.pos,
-        data: Data::Map(own.cloned().collect()),
-    }
+    let own = entries.iter().filter(|(key, _)| Settings::KEYS.contains(&&*key.name));
+    Node { pos: root.pos, data: Data::Map(own.cloned().collect()) }
 }
 
 fn vars(node: &Node, context: Context<'_>) -> Vec<(Rc<str>, Node)> {
     match &node.data {
-        Data::Map(entries) => entries
-            .iter()
-            .map(|(key, node)| (Rc::clone(&key.name), node.clone()))
-            .collect(),
-        _ => context
-            .wrong(node, "a map: names and values")
-            .unwrap_or_default(),
+        Data::Map(entries) => entries.iter().map(|(key, node)| (Rc::clone(&key.name), node.clone())).collect(),
+        _ => context.wrong(node, "a map: names and values").unwrap_or_default(),
     }
 }
 
@@ -233,15 +188,11 @@ fn rows(node: &Node, context: Context<'_>) -> Vec<Row> {
         return context.wrong(node, "a list of maps").unwrap_or_default();
     };
     if items.is_empty() {
-        let mistake = Diagnostic::new(node.pos, "no cases")
-            .expected("at least one; `[{}]` is one without variables");
+        let mistake = Diagnostic::new(node.pos, "no cases").expected("at least one; `[{}]` is one without variables");
         context.report(mistake);
     }
     let row = |item: &Node| match &item.data {
-        Data::Map(entries) => Some(Row {
-            pos: item.pos,
-            variables: entries.clone(),
-        }),
+        Data::Map(entries) => Some(Row { pos: item.pos, variables: entries.clone() }),
         _ => context.wrong(item, "a map: the case's variables"),
     };
     items.iter().filter_map(row).collect()
@@ -250,10 +201,7 @@ fn rows(node: &Node, context: Context<'_>) -> Vec<Row> {
 impl Row {
     /// The case of a scenario that has no list of cases.
     fn only(pos: Pos) -> Row {
-        Row {
-            pos,
-            variables: Vec::new(),
-        }
+        Row { pos, variables: Vec::new() }
     }
 }
 
@@ -274,10 +222,7 @@ impl Scenario {
                 constants.iter().cloned().chain(own).collect()
             })
             .collect();
-        let known = names.iter().zip(&self.rows).map(|(names, row)| Known {
-            names,
-            line: row.pos.line,
-        });
+        let known = names.iter().zip(&self.rows).map(|(names, row)| Known { names, line: row.pos.line });
         let cases: Vec<Known<'_>> = known.collect();
         check::variables(&self.steps, &[], &cases, context);
         for procedure in &self.procedures {
@@ -287,17 +232,11 @@ impl Scenario {
             check::node_variables(node, &[], &cases, context);
         }
         for (i, (_, node)) in self.vars.iter().enumerate() {
-            let before = Known {
-                names: &constants[..i],
-                line: node.pos.line,
-            };
+            let before = Known { names: &constants[..i], line: node.pos.line };
             check::node_variables(node, &[], &[before], context);
         }
         for (_, node) in self.rows.iter().flat_map(|row| &row.variables) {
-            let before = Known {
-                names: &constants,
-                line: node.pos.line,
-            };
+            let before = Known { names: &constants, line: node.pos.line };
             check::node_variables(node, &[], &[before], context);
         }
     }
@@ -330,18 +269,9 @@ impl Scenario {
         Ok(cases)
     }
 
-    fn case(
-        &self,
-        index: usize,
-        row: &Row,
-        constants: &Scope<'_>,
-        expander: &Expander<'_>,
-    ) -> Option<Case> {
+    fn case(&self, index: usize, row: &Row, constants: &Scope<'_>, expander: &Expander<'_>) -> Option<Case> {
         // Constants and the case's variables are one scope: what a procedure sees from anywhere.
-        let mut scope = Scope {
-            parent: None,
-            own: constants.own.clone(),
-        };
+        let mut scope = Scope { parent: None, own: constants.own.clone() };
         for (key, node) in &row.variables {
             let value = expander.value(node, constants)?;
             scope.own.push((Rc::clone(&key.name), value));
@@ -356,13 +286,7 @@ impl Scenario {
         };
         let settings = expander.settings(&self.settings, &scope)?;
         let steps = expander.steps(&self.steps, &scope, &Rc::from([]));
-        Some(Case {
-            name,
-            index,
-            line: row.pos.line,
-            settings,
-            steps: Rc::from(steps),
-        })
+        Some(Case { name, index, line: row.pos.line, settings, steps: Rc::from(steps) })
     }
 
     fn unique_names(&self, cases: &[Case], problems: &Problems) {

@@ -77,20 +77,11 @@ impl Body {
                 }
             }
         });
-        Body {
-            key,
-            node,
-            names,
-            memo: RefCell::new(Vec::new()),
-        }
+        Body { key, node, names, memo: RefCell::new(Vec::new()) }
     }
 
     /// What the step is where `scope` holds; `make` is asked if that is not known yet.
-    pub(crate) fn verb(
-        &self,
-        scope: &Scope<'_>,
-        make: impl FnOnce() -> Option<Verb>,
-    ) -> Option<Rc<Verb>> {
+    pub(crate) fn verb(&self, scope: &Scope<'_>, make: impl FnOnce() -> Option<Verb>) -> Option<Rc<Verb>> {
         let same = |values: &[Option<Value>]| {
             let mut pairs = self.names.iter().zip(values);
             pairs.all(|(name, value)| scope.get(name) == value.as_ref())
@@ -119,10 +110,7 @@ pub(crate) struct Procedure {
 /// Reads a list of steps.
 pub(crate) fn items(node: &Node, context: Context<'_>) -> Vec<Item> {
     match &node.data {
-        Data::List(steps) => steps
-            .iter()
-            .filter_map(|step| item(step, context))
-            .collect(),
+        Data::List(steps) => steps.iter().filter_map(|step| item(step, context)).collect(),
         _ => {
             context.mismatch(node, "a list of steps");
             Vec::new()
@@ -149,21 +137,13 @@ fn item(node: &Node, context: Context<'_>) -> Option<Item> {
         _ => plain(key, node, &mut fields, context),
     };
     fields.finish(context);
-    Some(Item {
-        pos: node.pos,
-        label,
-        when,
-        kind: kind?,
-    })
+    Some(Item { pos: node.pos, label, when, kind: kind? })
 }
 
 /// The verb of a step. `log` is an option where another verb stands.
 fn verb_of(entries: &[(Key, Node)], pos: Pos, context: Context<'_>) -> Option<&'static str> {
     let verb = |key: &Key| VERBS.iter().copied().find(|verb| **verb == *key.name);
-    let mut found: Vec<(&'static str, &Key)> = entries
-        .iter()
-        .filter_map(|(key, _)| Some((verb(key)?, key)))
-        .collect();
+    let mut found: Vec<(&'static str, &Key)> = entries.iter().filter_map(|(key, _)| Some((verb(key)?, key))).collect();
     if found.len() > 1 {
         found.retain(|(verb, _)| *verb != "log");
     }
@@ -185,12 +165,7 @@ fn verb_of(entries: &[(Key, Node)], pos: Pos, context: Context<'_>) -> Option<&'
 /// The report for a step in which no key is a verb: about the key that most looks like one.
 fn no_verb(entries: &[(Key, Node)], pos: Pos) -> Diagnostic {
     let expected = format!("one of {}", list(VERBS.iter().copied()));
-    let others = || {
-        entries
-            .iter()
-            .map(|(key, _)| key)
-            .filter(|key| !matches!(&*key.name, "when" | "label"))
-    };
+    let others = || entries.iter().map(|(key, _)| key).filter(|key| !matches!(&*key.name, "when" | "label"));
     let similar = others().find(|key| closest(&key.name, VERBS.iter().copied()).is_some());
     let Some(key) = similar.or_else(|| others().next()) else {
         return Diagnostic::new(pos, "a step without a verb").expected(expected);
@@ -200,9 +175,7 @@ fn no_verb(entries: &[(Key, Node)], pos: Pos) -> Diagnostic {
     if &*key.name == "power-cut" {
         return mistake.hint("`power-cut` is reserved for a later version of the language");
     }
-    mistake
-        .expected(expected)
-        .did_you_mean(&key.name, VERBS.iter().copied())
+    mistake.expected(expected).did_you_mean(&key.name, VERBS.iter().copied())
 }
 
 fn when(node: &Node, context: Context<'_>) -> Option<When> {
@@ -222,12 +195,7 @@ fn when(node: &Node, context: Context<'_>) -> Option<When> {
 }
 
 /// A verb that is one record, and `run-job` with its inner steps.
-fn plain(
-    key: &'static str,
-    node: &Node,
-    fields: &mut Fields<'_>,
-    context: Context<'_>,
-) -> Option<Kind> {
+fn plain(key: &'static str, node: &Node, fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
     let verb = Verb::read(key, fields, context);
     if key == "qemu-io" {
         one_of_commands(fields, context);
@@ -250,15 +218,8 @@ fn outer(node: &Node) -> Node {
         return node.clone();
     };
     let common = |key: &Key| matches!(&*key.name, "when" | "label" | "pre-finalize");
-    let entries = entries
-        .iter()
-        .filter(|(key, _)| !common(key))
-        .cloned()
-        .collect();
-    Node {
-        pos: node.pos,
-        data: Data::Map(entries),
-    }
+    let entries = entries.iter().filter(|(key, _)| !common(key)).cloned().collect();
+    Node { pos: node.pos, data: Data::Map(entries) }
 }
 
 fn one_of_commands(fields: &mut Fields<'_>, context: Context<'_>) {
@@ -283,9 +244,7 @@ fn concurrently(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
         context.mismatch(node, "a map of actors, each with its list of steps");
         return None;
     };
-    let actors = entries
-        .iter()
-        .map(|(key, steps)| (Rc::clone(&key.name), items(steps, context)));
+    let actors = entries.iter().map(|(key, steps)| (Rc::clone(&key.name), items(steps, context)));
     Some(Kind::Concurrently(actors.collect()))
 }
 
@@ -293,10 +252,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
     let named = fields.find("use");
     let with = match fields.find("with") {
         None => Vec::new(),
-        Some(Node {
-            data: Data::Map(entries),
-            ..
-        }) => entries.clone(),
+        Some(Node { data: Data::Map(entries), .. }) => entries.clone(),
         Some(node) => {
             context.mismatch(node, "a map: the procedure's parameters");
             return None;
@@ -304,11 +260,7 @@ fn call(fields: &mut Fields<'_>, context: Context<'_>) -> Option<Kind> {
     };
     let named = named?;
     match &named.data {
-        Data::Text(name) => Some(Kind::Use {
-            procedure: Rc::clone(name),
-            pos: named.pos,
-            with,
-        }),
+        Data::Text(name) => Some(Kind::Use { procedure: Rc::clone(name), pos: named.pos, with }),
         _ => {
             context.mismatch(named, "the name of a procedure, without a template");
             None
@@ -322,10 +274,7 @@ pub(crate) fn procedures(node: &Node, context: Context<'_>) -> Vec<Procedure> {
         context.mismatch(node, "a map from names to {params, steps}");
         return Vec::new();
     };
-    entries
-        .iter()
-        .filter_map(|(key, node)| procedure(key, node, context))
-        .collect()
+    entries.iter().filter_map(|(key, node)| procedure(key, node, context)).collect()
 }
 
 fn procedure(key: &Key, node: &Node, context: Context<'_>) -> Option<Procedure> {
@@ -348,9 +297,5 @@ fn procedure(key: &Key, node: &Node, context: Context<'_>) -> Option<Procedure> 
         }
     }
     let params = params.into_iter().map(Rc::from).collect();
-    Some(Procedure {
-        name: Rc::clone(&key.name),
-        params,
-        steps,
-    })
+    Some(Procedure { name: Rc::clone(&key.name), params, steps })
 }

@@ -42,13 +42,16 @@ impl JsonSchema for AnyStep {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let mut verbs = Verb::schemas(generator);
         let steps = json!({ "type": "array", "items": generator.subschema_for::<AnyStep>() });
-        verbs.push(("concurrently", json_schema!({
-            "type": "object",
-            "description": "Runs step lists as concurrent actors, ending when all have ended.",
-            "properties": { "concurrently": { "type": "object", "additionalProperties": steps } },
-            "required": ["concurrently"],
-            "additionalProperties": false,
-        })));
+        verbs.push((
+            "concurrently",
+            json_schema!({
+                "type": "object",
+                "description": "Runs step lists as concurrent actors, ending when all have ended.",
+                "properties": { "concurrently": { "type": "object", "additionalProperties": steps } },
+                "required": ["concurrently"],
+                "additionalProperties": false,
+            }),
+        ));
         verbs.push((
             "use",
             json_schema!({
@@ -98,10 +101,7 @@ impl JsonSchema for ScenarioFile {
     }
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let steps = json!({ "type": "array", "items": generator.subschema_for::<AnyStep>() });
-        let mut properties = match Settings::json_schema(generator)
-            .to_value()
-            .get_mut("properties")
-        {
+        let mut properties = match Settings::json_schema(generator).to_value().get_mut("properties") {
             Some(Value::Object(properties)) => std::mem::take(properties),
             _ => Map::new(),
         };
@@ -164,14 +164,7 @@ mod tests {
     #[test]
     fn the_top_level_is_complete() {
         let schema = schema();
-        for key in [
-            "compat",
-            "cases",
-            "case-name",
-            "steps",
-            "timing",
-            "expected-failure",
-        ] {
+        for key in ["compat", "cases", "case-name", "steps", "timing", "expected-failure"] {
             assert!(schema["properties"][key].is_object(), "{key}");
         }
         assert_eq!(schema["required"], json!(["steps"]));

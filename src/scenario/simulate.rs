@@ -19,11 +19,13 @@ use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
 use super::backend::{
-    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition,
-    WorkloadSummary,
+    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition, WorkloadSummary,
 };
 use super::run::{CaseOutcome, Ending, Recorder, run_recorded};
 use super::{Case, ast, values};
+
+/// Is given the kernel of a run before anything runs.
+pub type Observer = Box<dyn FnOnce(&Sim)>;
 
 /// What a run is made with, beside the case.
 pub struct SimOptions {
@@ -38,7 +40,7 @@ pub struct SimOptions {
     /// The run ends after this many steps of the event loop; none: the kernel's own limit.
     pub step_limit: Option<u64>,
     /// Is given the kernel before anything runs, to subscribe to its trace.
-    pub observe: Option<Box<dyn FnOnce(&Sim)>>,
+    pub observe: Option<Observer>,
 }
 
 impl Default for SimOptions {
@@ -149,7 +151,11 @@ pub struct SimBackend(Rc<Shared>);
 
 impl SimBackend {
     fn machine(&self) -> Result<Rc<Machine>, RunError> {
-        self.0.machine.borrow().clone().ok_or_else(|| RunError::machine("no machine is running; `vm: launch` starts one"))
+        self.0
+            .machine
+            .borrow()
+            .clone()
+            .ok_or_else(|| RunError::machine("no machine is running; `vm: launch` starts one"))
     }
 
     fn new_process(&self) -> u32 {
@@ -246,7 +252,6 @@ impl Backend for SimBackend {
 
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
         let machine = self.machine()?;
-        let start = machine.block.stdout.borrow().len();
         let said = if self.0.concurrent.get() > 0 {
             machine.guest_command(node, command).await
         } else {
@@ -254,7 +259,8 @@ impl Backend for SimBackend {
             let said = machine.in_monitor(async move { handler.qemu_io(&node, &line).await }).await;
             said.unwrap_or_default()
         };
-        let output = machine.block.stdout.borrow()[start..].to_owned();
+        // Everything since the last command, as somebody sees it who reads the process's output.
+        let output = machine.block.stdout.take();
         Ok(QemuIoReply { output, reply: json!({ "return": said }) })
     }
 

@@ -36,10 +36,7 @@ pub(crate) struct TemplateError {
 
 impl TemplateError {
     fn new(index: usize, message: impl Into<String>) -> TemplateError {
-        TemplateError {
-            index,
-            message: message.into(),
-        }
+        TemplateError { index, message: message.into() }
     }
 }
 
@@ -93,9 +90,7 @@ impl Expr {
         }
         if source.len() > MAX_EXPR {
             let bytes = source.len();
-            return Err(format!(
-                "an expression of {bytes} bytes, at most {MAX_EXPR} are read"
-            ));
+            return Err(format!("an expression of {bytes} bytes, at most {MAX_EXPR} are read"));
         }
         if is_name(source) {
             return Ok(Expr {
@@ -105,31 +100,18 @@ impl Expr {
                 guarded: Vec::new(),
             });
         }
-        let compiled = ENVIRONMENT
-            .compile_expression_owned(source.to_owned())
-            .map_err(|error| describe(&error))?;
+        let compiled = ENVIRONMENT.compile_expression_owned(source.to_owned()).map_err(|error| describe(&error))?;
         let mut names: Vec<String> = compiled.undeclared_variables(false).into_iter().collect();
         names.retain(|name| ENVIRONMENT.globals().all(|(global, _)| global != name));
         names.sort();
         let variables: Vec<Rc<str>> = names.iter().map(|name| Rc::from(name.as_str())).collect();
-        let guarded = variables
-            .iter()
-            .filter(|name| is_guarded(source, name))
-            .cloned()
-            .collect();
-        Ok(Expr {
-            source: Box::from(source),
-            code: Code::Compiled(compiled),
-            variables,
-            guarded,
-        })
+        let guarded = variables.iter().filter(|name| is_guarded(source, name)).cloned().collect();
+        Ok(Expr { source: Box::from(source), code: Code::Compiled(compiled), variables, guarded })
     }
 
     /// The names that must be known wherever the expression stands.
     pub(crate) fn needs(&self) -> impl Iterator<Item = &Rc<str>> {
-        self.variables
-            .iter()
-            .filter(|name| !self.guarded.contains(name))
+        self.variables.iter().filter(|name| !self.guarded.contains(name))
     }
 
     /// The names it looks at.
@@ -137,11 +119,7 @@ impl Expr {
         &self.variables
     }
 
-    fn run(
-        &self,
-        compiled: &Expression<'static, 'static>,
-        scope: &Scope<'_>,
-    ) -> Result<Jinja, String> {
+    fn run(&self, compiled: &Expression<'static, 'static>, scope: &Scope<'_>) -> Result<Jinja, String> {
         let known = self.variables.iter().filter_map(|name| {
             let value = scope.get(name)?;
             Some((name.to_string(), to_jinja(value)))
@@ -155,9 +133,7 @@ impl Expr {
     }
 
     fn variable<'s>(&self, scope: &'s Scope<'_>) -> Result<&'s Value, String> {
-        scope
-            .get(&self.source)
-            .ok_or_else(|| unknown_variable(&self.source))
+        scope.get(&self.source).ok_or_else(|| unknown_variable(&self.source))
     }
 
     /// The value, with its type.
@@ -325,10 +301,7 @@ fn closing(text: &str) -> Option<usize> {
 /// A plain identifier that is no literal and no operator of the expression language.
 fn is_name(text: &str) -> bool {
     let starts = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let words = [
-        "true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is", "if",
-        "else",
-    ];
+    let words = ["true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is", "if", "else"];
     starts
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && !words.contains(&text)
@@ -344,17 +317,9 @@ fn is_guarded(source: &str, name: &str) -> bool {
             return false;
         }
         let compact = rest.split_whitespace().collect::<Vec<_>>().join(" ");
-        [
-            "is defined",
-            "is undefined",
-            "is not defined",
-            "|default",
-            "| default",
-            "|d(",
-            "| d(",
-        ]
-        .iter()
-        .any(|guard| compact.starts_with(guard))
+        ["is defined", "is undefined", "is not defined", "|default", "| default", "|d(", "| d("]
+            .iter()
+            .any(|guard| compact.starts_with(guard))
     })
 }
 
@@ -402,8 +367,7 @@ fn from_jinja(value: &Jinja, depth: usize) -> Result<Value, String> {
         }
         ValueKind::Seq | ValueKind::Iterable => {
             let items = value.try_iter().map_err(|error| describe(&error))?;
-            let items: Result<Vec<Value>, String> =
-                items.map(|item| from_jinja(&item, depth + 1)).collect();
+            let items: Result<Vec<Value>, String> = items.map(|item| from_jinja(&item, depth + 1)).collect();
             Value::Array(items?)
         }
         _ => return Err(no_form()),
@@ -430,10 +394,7 @@ mod tests {
         let Value::Object(map) = variables else {
             panic!("the tests give maps");
         };
-        let own = map
-            .into_iter()
-            .map(|(name, value)| (Rc::from(name), value))
-            .collect();
+        let own = map.into_iter().map(|(name, value)| (Rc::from(name), value)).collect();
         let scope = Scope { parent: None, own };
         match Template::parse(text)? {
             Some(template) => template.expand(&scope),
@@ -446,18 +407,9 @@ mod tests {
         assert_eq!(expand("{{ n }}", json!({"n": 5})), Ok(json!(5)));
         assert_eq!(expand("{{ n + 1 }}", json!({"n": 5})), Ok(json!(6)));
         assert_eq!(expand("{{ a == 'x' }}", json!({"a": "x"})), Ok(json!(true)));
-        assert_eq!(
-            expand("{{ {key: 'job0'} }}", json!({"key": "id"})),
-            Ok(json!({"id": "job0"}))
-        );
-        assert_eq!(
-            expand("{{ {'a': {'b': 1}}}}", json!({})),
-            Ok(json!({"a": {"b": 1}}))
-        );
-        assert_eq!(
-            expand("{{ [1, n] }}", json!({"n": null})),
-            Ok(json!([1, null]))
-        );
+        assert_eq!(expand("{{ {key: 'job0'} }}", json!({"key": "id"})), Ok(json!({"id": "job0"})));
+        assert_eq!(expand("{{ {'a': {'b': 1}}}}", json!({})), Ok(json!({"a": {"b": 1}})));
+        assert_eq!(expand("{{ [1, n] }}", json!({"n": null})), Ok(json!([1, null])));
         assert_eq!(expand("{{ '}}' }}", json!({})), Ok(json!("}}")));
     }
 
@@ -466,14 +418,8 @@ mod tests {
         let variables = json!({"t": true, "n": null, "i": 7, "s": "x"});
         let printed = expand("{{ t }} {{ n }} {{i}}{{ s }}!", variables);
         assert_eq!(printed, Ok(json!("true none 7x!")));
-        assert_eq!(
-            expand("no template { }", json!({})),
-            Ok(json!("no template { }"))
-        );
-        assert_eq!(
-            expand("a{{ f or 'none' }}", json!({"f": false})),
-            Ok(json!("anone"))
-        );
+        assert_eq!(expand("no template { }", json!({})), Ok(json!("no template { }")));
+        assert_eq!(expand("a{{ f or 'none' }}", json!({"f": false})), Ok(json!("anone")));
     }
 
     #[test]

@@ -25,9 +25,7 @@ impl Transcript {
     pub fn origin(&self, line: u32) -> Option<u32> {
         let index = line.checked_sub(1).filter(|index| *index < self.lines)?;
         let after = self.origins.partition_point(|(start, _)| *start <= index);
-        self.origins
-            .get(after.checked_sub(1)?)
-            .map(|(_, origin)| *origin)
+        self.origins.get(after.checked_sub(1)?).map(|(_, origin)| *origin)
     }
 
     /// Writes `text` and a newline for the step at line `origin` of the scenario.
@@ -39,9 +37,7 @@ impl Transcript {
         self.text.push_str(&text);
         self.text.push('\n');
         let written = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        self.lines = self
-            .lines
-            .saturating_add(u32::try_from(written).unwrap_or(u32::MAX));
+        self.lines = self.lines.saturating_add(u32::try_from(written).unwrap_or(u32::MAX));
     }
 }
 
@@ -67,9 +63,7 @@ fn replace_number(text: &str, name: &str, kept: &str, shown: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find(name) {
         let after = &rest[at + name.len()..];
-        let end = after
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(after.len());
+        let end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
         out.push_str(&rest[..at]);
         if end == 0 {
             out.push_str(name);
@@ -106,10 +100,7 @@ mod tests {
     fn what_varies_is_masked() {
         assert_eq!(mask("node '#block123' x"), "node 'NODE_NAME' x");
         assert_eq!(mask("#block"), "#block");
-        assert_eq!(
-            mask("{\"actual-size\": 1234, \"a\": 1}"),
-            "{\"actual-size\": \"SIZE\", \"a\": 1}"
-        );
+        assert_eq!(mask("{\"actual-size\": 1234, \"a\": 1}"), "{\"actual-size\": \"SIZE\", \"a\": 1}");
         assert_eq!(mask("disk size: 200 KiB\nx"), "disk size: SIZE\nx");
         assert!(matches!(mask("nothing"), Cow::Borrowed(_)));
     }
@@ -122,10 +113,7 @@ mod tests {
         transcript.log(9, "four");
         transcript.log(7, "");
         let origins: Vec<Option<u32>> = (0..=6).map(|line| transcript.origin(line)).collect();
-        assert_eq!(
-            origins,
-            [None, Some(7), Some(7), Some(7), Some(9), Some(7), None]
-        );
+        assert_eq!(origins, [None, Some(7), Some(7), Some(7), Some(9), Some(7), None]);
         assert_eq!(transcript.text(), "one\ntwo\nthree\nfour\n\n");
     }
 }

@@ -57,10 +57,7 @@ pub struct Text(pub String);
 
 impl Decode for Text {
     fn decode(node: &Node, context: Context<'_>) -> Option<Text> {
-        let lenient = Context {
-            expanded: true,
-            ..context
-        };
+        let lenient = Context { expanded: true, ..context };
         match node.data {
             Data::Template(_) => None,
             _ => text(node, lenient, "a text").map(|text| Text(text.as_ref().to_owned())),
@@ -114,12 +111,7 @@ impl Decode for Nanos {
         match &node.data {
             Data::Number(_, raw) | Data::Text(raw) => match parse_duration(raw) {
                 Ok(ns) => Some(Nanos(ns)),
-                Err(why) => refuse(
-                    node,
-                    &format!("the duration `{raw}` {why}"),
-                    expected,
-                    context,
-                ),
+                Err(why) => refuse(node, &format!("the duration `{raw}` {why}"), expected, context),
             },
             _ => context.wrong(node, expected),
         }
@@ -161,10 +153,7 @@ impl Decode for Pair {
             Data::List(items) if items.len() == 2 => {
                 let image = Word::decode(&items[0], context);
                 let reference = Word::decode(&items[1], context);
-                Some(Pair {
-                    image: image?,
-                    reference: reference?,
-                })
+                Some(Pair { image: image?, reference: reference? })
             }
             Data::List(items) => {
                 let message = format!("wrong number of images: {}", items.len());
@@ -200,10 +189,9 @@ impl Decode for Range {
     fn decode(node: &Node, context: Context<'_>) -> Option<Range> {
         let expected = "[OFFSET, LENGTH] or {offset, length}";
         let (offset, length) = match &node.data {
-            Data::List(items) if items.len() == 2 => (
-                Bytes::decode(&items[0], context),
-                Bytes::decode(&items[1], context),
-            ),
+            Data::List(items) if items.len() == 2 => {
+                (Bytes::decode(&items[0], context), Bytes::decode(&items[1], context))
+            }
             Data::Map(_) => {
                 let mut fields = Fields::new(node, "a range", context)?;
                 let offset = fields.required("offset", context);
@@ -215,12 +203,7 @@ impl Decode for Range {
         };
         let (Bytes(offset), Bytes(length)) = (offset?, length?);
         if offset.checked_add(length).is_none() {
-            return refuse(
-                node,
-                "the end of the range does not fit in 64 bits",
-                expected,
-                context,
-            );
+            return refuse(node, "the end of the range does not fit in 64 bits", expected, context);
         }
         Some(Range { offset, length })
     }
@@ -256,11 +239,7 @@ impl Decode for Spread {
 }
 
 /// One value, or `{min, max}`, as two numbers.
-fn spread<T: Decode>(
-    node: &Node,
-    context: Context<'_>,
-    number: fn(T) -> u64,
-) -> Option<(u64, u64)> {
+fn spread<T: Decode>(node: &Node, context: Context<'_>, number: fn(T) -> u64) -> Option<(u64, u64)> {
     let Data::Map(_) = &node.data else {
         let value = number(T::decode(node, context)?);
         return Some((value, value));
@@ -271,12 +250,7 @@ fn spread<T: Decode>(
     fields.finish(context);
     let (min, max) = (number(min?), number(max?));
     if min > max {
-        return refuse(
-            node,
-            "`min` is greater than `max`",
-            "`min` at most `max`",
-            context,
-        );
+        return refuse(node, "`min` is greater than `max`", "`min` at most `max`", context);
     }
     Some((min, max))
 }
@@ -341,10 +315,7 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Schedule {
-        Schedule {
-            strategy: "qemu",
-            options: Map::new(),
-        }
+        Schedule { strategy: "qemu", options: Map::new() }
     }
 }
 
@@ -352,10 +323,7 @@ impl Decode for Schedule {
     fn decode(node: &Node, context: Context<'_>) -> Option<Schedule> {
         let Data::Map(entries) = &node.data else {
             let strategy = word(node, STRATEGIES, context)?;
-            return Some(Schedule {
-                strategy,
-                options: Map::new(),
-            });
+            return Some(Schedule { strategy, options: Map::new() });
         };
         let mut fields = Fields::new(node, "a schedule", context)?;
         let Some(named) = fields.find("strategy") else {
@@ -492,10 +460,8 @@ impl JsonSchema for Timing {
     }
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let cost = spread_schema(&generator.subschema_for::<Nanos>());
-        let operations: Map<String, Value> = Operation::WORDS
-            .iter()
-            .map(|word| ((*word).to_owned(), cost.clone().to_value()))
-            .collect();
+        let operations: Map<String, Value> =
+            Operation::WORDS.iter().map(|word| ((*word).to_owned(), cost.clone().to_value())).collect();
         json_schema!({
             "type": "object",
             "properties": operations,

@@ -12,9 +12,9 @@ use crate::qmp::Machine;
 use crate::sim::rng::{Rng, Stream};
 use crate::store::{Content, Store};
 
+use super::ast::Distribution;
 use super::ast::Workload;
 use super::backend::{RunError, WorkloadSummary};
-use super::ast::Distribution;
 
 /// Kinds of requests, in the order of the mix.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -116,10 +116,7 @@ impl Node {
     /// The value behind `key`, if this is a map that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match &self.data {
-            Data::Map(entries) => entries
-                .iter()
-                .find(|(k, _)| &*k.name == key)
-                .map(|(_, value)| value),
+            Data::Map(entries) => entries.iter().find(|(k, _)| &*k.name == key).map(|(_, value)| value),
             _ => None,
         }
     }
@@ -178,10 +175,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
                 let message = format!("invalid YAML: {}", error.info());
                 self.stop(Diagnostic::new(pos(*error.marker()), message))
             }
-            None => self.stop(Diagnostic::new(
-                Pos::default(),
-                "the file ends unexpectedly",
-            )),
+            None => self.stop(Diagnostic::new(Pos::default(), "the file ends unexpectedly")),
         }
     }
 
@@ -218,9 +212,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
     fn node(&mut self, event: Event<'t>, at: Pos) -> Result<Node, Stop> {
         self.count(1, at)?;
         let (anchor, data) = match event {
-            Event::Scalar(text, style, anchor, tag) => {
-                (anchor, self.scalar(text, style, tag.as_deref(), at)?)
-            }
+            Event::Scalar(text, style, anchor, tag) => (anchor, self.scalar(text, style, tag.as_deref(), at)?),
             Event::SequenceStart(_, anchor, tag) => {
                 self.no_tag(tag.as_deref(), "seq");
                 (anchor, self.list(at)?)
@@ -250,10 +242,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
 
     fn alias(&mut self, id: usize, at: Pos) -> Result<Node, Stop> {
         let Some((_, node)) = self.anchors.iter().rev().find(|(known, _)| *known == id) else {
-            return self.stop(Diagnostic::new(
-                at,
-                "an alias inside the value it stands for",
-            ));
+            return self.stop(Diagnostic::new(at, "an alias inside the value it stands for"));
         };
         let node = node.clone();
         self.count(node.count(), at)?;
@@ -299,17 +288,13 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
                 let wrong = Diagnostic::new(at, "a map, a list or an alias as a key");
                 return self.stop(wrong.expected("a string"));
             };
-            let key = Key {
-                pos: at,
-                name: Rc::from(&*name),
-            };
+            let key = Key { pos: at, name: Rc::from(&*name) };
             let (event, at) = self.next()?;
             let value = self.node(event, at)?;
             if let Some(line) = seen.insert(Rc::clone(&key.name), key.pos.line) {
                 let message = format!("duplicate key `{}`", key.name);
                 let twice = Diagnostic::new(key.pos, message).width(key.name.chars().count());
-                self.problems
-                    .push(twice.hint(format!("it stands first at line {line}")));
+                self.problems.push(twice.hint(format!("it stands first at line {line}")));
             } else {
                 entries.push((key, value));
             }
@@ -323,18 +308,11 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
             && !(tag.is_yaml_core_schema_tag(standard))
         {
             let mistake = Diagnostic::new(self.tag, format!("unknown tag `{tag}`"));
-            self.problems
-                .push(mistake.width(tag.to_string().chars().count()));
+            self.problems.push(mistake.width(tag.to_string().chars().count()));
         }
     }
 
-    fn scalar(
-        &self,
-        text: Cow<'t, str>,
-        style: ScalarStyle,
-        tag: Option<&Tag>,
-        at: Pos,
-    ) -> Result<Data, Stop> {
+    fn scalar(&self, text: Cow<'t, str>, style: ScalarStyle, tag: Option<&Tag>, at: Pos) -> Result<Data, Stop> {
         let is_string = tag.is_some_and(|tag| tag.is_yaml_core_schema_tag("str"));
         if !is_string {
             self.no_tag(tag, "");
@@ -348,8 +326,7 @@ impl<'t, I: Iterator<Item = Item<'t>>> Reader<'t, I> {
             Resolved::TooLarge => {
                 let message = format!("the number {text} does not fit in 64 bits");
                 let large = Diagnostic::new(at, message).width(text.chars().count());
-                self.problems
-                    .push(large.hint("write it in quotes if it is a string"));
+                self.problems.push(large.hint("write it in quotes if it is a string"));
                 Data::Broken
             }
         })
@@ -430,8 +407,5 @@ fn is_float(text: &str) -> bool {
 
 fn pos(mark: serde_yaml::granit_parser::Marker) -> Pos {
     let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Pos {
-        line: clamp(mark.line()),
-        column: clamp(mark.col().saturating_add(1)),
-    }
+    Pos { line: clamp(mark.line()), column: clamp(mark.col().saturating_add(1)) }
 }

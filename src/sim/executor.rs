@@ -11,10 +11,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use super::Nanos;
 use super::choices::{Choices, Footprint};
 use super::poll::{EventLoop, Stop};
 use super::trace::{Trace, TraceEvent};
-use super::Nanos;
 
 /// Names a task; a stale id (its task has ended) is harmless everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -60,28 +60,18 @@ impl BlockMap {
     /// Data or hole at `off`, and for how long that holds before `end`, which lies behind `off`.
     pub(super) fn extent(&self, off: u64, end: u64) -> Extent {
         let block = off / BLOCK;
-        let here = self
-            .ranges
-            .range(..=block)
-            .next_back()
-            .filter(|&(_, &to)| to > block);
+        let here = self.ranges.range(..=block).next_back().filter(|&(_, &to)| to > block);
         let next = self.ranges.range(block + 1..).next();
         let (data, stop) = match (here, next) {
             (Some((_, &to)), _) => (true, to * BLOCK),
             (None, Some((&start, _))) => (false, start * BLOCK),
             (None, None) => (false, end),
         };
-        Extent {
-            data,
-            len: stop.min(end) - off,
-        }
+        Extent { data, len: stop.min(end) - off }
     }
 
     /// Bytes in all blocks that are data.
     pub(super) fn bytes(&self) -> u64 {
-        self.ranges
-            .iter()
-            .map(|(start, to)| (to - start) * BLOCK)
-            .sum()
+        self.ranges.iter().map(|(start, to)| (to - start) * BLOCK).sum()
     }
 }

@@ -30,11 +30,7 @@ pub enum Fill {
 impl Fill {
     /// The fill that repeats `byte`.
     pub fn pattern(byte: u8) -> Fill {
-        if byte == 0 {
-            Fill::Zero
-        } else {
-            Fill::Byte(byte)
-        }
+        if byte == 0 { Fill::Zero } else { Fill::Byte(byte) }
     }
 
     /// The byte that this fill repeats, `None` for [`Fill::Bytes`] whatever these hold.
@@ -72,10 +68,7 @@ impl Run {
     pub(super) fn part(&self, off: u64, len: u64) -> Run {
         debug_assert!(off + len <= self.len, "a part lies inside its run");
         let fill = match &self.fill {
-            Fill::Bytes { data, start } => Fill::Bytes {
-                data: Rc::clone(data),
-                start: start + to_usize(off),
-            },
+            Fill::Bytes { data, start } => Fill::Bytes { data: Rc::clone(data), start: start + to_usize(off) },
             plain => plain.clone(),
         };
         Run { len, fill }
@@ -87,13 +80,9 @@ impl Run {
         let joins = match (&self.fill, &next.fill) {
             (Fill::Zero, Fill::Zero) => true,
             (Fill::Byte(a), Fill::Byte(b)) => a == b,
-            (
-                Fill::Bytes {
-                    data: a,
-                    start: from,
-                },
-                Fill::Bytes { data: b, start: to },
-            ) => Rc::ptr_eq(a, b) && from + to_usize(self.len) == *to,
+            (Fill::Bytes { data: a, start: from }, Fill::Bytes { data: b, start: to }) => {
+                Rc::ptr_eq(a, b) && from + to_usize(self.len) == *to
+            }
             _ => false,
         };
         if joins {
@@ -154,10 +143,7 @@ impl Content {
     /// `len` times `byte`.
     pub fn pattern(byte: u8, len: u64) -> Content {
         let mut content = Content::new();
-        content.push_run(Run {
-            len,
-            fill: Fill::pattern(byte),
-        });
+        content.push_run(Run { len, fill: Fill::pattern(byte) });
         content
     }
 
@@ -166,13 +152,7 @@ impl Content {
         let data: Vec<u8> = bytes.into();
         let len = data.len() as u64;
         let mut content = Content::new();
-        content.push_run(Run {
-            len,
-            fill: Fill::Bytes {
-                data: Rc::new(data),
-                start: 0,
-            },
-        });
+        content.push_run(Run { len, fill: Fill::Bytes { data: Rc::new(data), start: 0 } });
         content
     }
 
@@ -262,9 +242,7 @@ impl Content {
         let off = off.min(self.len);
         let patch = patch.slice(0, self.len - off);
         let after = off + patch.len;
-        self.slice(0, off)
-            .concat(patch)
-            .concat(self.slice(after, self.len - after))
+        self.slice(0, off).concat(patch).concat(self.slice(after, self.len - after))
     }
 
     /// All bytes, materialised: only for contents that are known to be small.
@@ -342,10 +320,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn new(content: &'a Content) -> Cursor<'a> {
-        Cursor {
-            runs: &content.runs,
-            used: 0,
-        }
+        Cursor { runs: &content.runs, used: 0 }
     }
 
     /// Bytes left in the current run, 0 at the end.
@@ -356,10 +331,7 @@ impl<'a> Cursor<'a> {
     /// The next `len` bytes, at most what [`Cursor::left`] says.
     fn take(&mut self, len: u64) -> Run {
         let Some((run, rest)) = self.runs.split_first() else {
-            return Run {
-                len: 0,
-                fill: Fill::Zero,
-            };
+            return Run { len: 0, fill: Fill::Zero };
         };
         let part = run.part(self.used, len);
         self.used += len;
@@ -391,12 +363,7 @@ impl fmt::Debug for Run {
         match self.bytes() {
             Some(bytes) if bytes.len() <= 16 => write!(f, "{bytes:02x?}"),
             Some(bytes) => write!(f, "{:02x?}.. {} bytes", &bytes[..16], bytes.len()),
-            None => write!(
-                f,
-                "{:#04x} x {}",
-                self.fill.repeated().unwrap_or(0),
-                self.len
-            ),
+            None => write!(f, "{:#04x} x {}", self.fill.repeated().unwrap_or(0), self.len),
         }
     }
 }
@@ -428,15 +395,8 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
     if std::ptr::eq(a, b) {
         return None;
     }
-    let stride = a
-        .chunks(STRIDE)
-        .zip(b.chunks(STRIDE))
-        .position(|(x, y)| x != y)?
-        * STRIDE;
-    let at = a[stride..]
-        .iter()
-        .zip(&b[stride..])
-        .position(|(x, y)| x != y)?;
+    let stride = a.chunks(STRIDE).zip(b.chunks(STRIDE)).position(|(x, y)| x != y)? * STRIDE;
+    let at = a[stride..].iter().zip(&b[stride..]).position(|(x, y)| x != y)?;
     Some((stride + at) as u64)
 }
 
@@ -457,13 +417,7 @@ mod tests {
     }
 
     fn parts() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
-        prop::collection::vec(
-            (
-                0u8..3,
-                prop::collection::vec(prop_oneof![0u8..2, 7u8..8], 0..200),
-            ),
-            0..6,
-        )
+        prop::collection::vec((0u8..3, prop::collection::vec(prop_oneof![0u8..2, 7u8..8], 0..200)), 0..6)
     }
 
     #[test]
@@ -471,13 +425,7 @@ mod tests {
         let joined: Content = (0..1000).map(|_| Content::pattern(0x49, 65536)).collect();
         assert_eq!(joined.runs().len(), 1);
         assert_eq!(joined.as_pattern(), Some(0x49));
-        assert_eq!(
-            Content::pattern(0, 5)
-                .concat(Content::zeros(3))
-                .runs()
-                .len(),
-            1
-        );
+        assert_eq!(Content::pattern(0, 5).concat(Content::zeros(3)).runs().len(), 1);
     }
 
     #[test]

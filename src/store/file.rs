@@ -36,39 +36,21 @@ impl FileStore {
     pub(super) fn create(path: &Path) -> Res<FileStore> {
         regular_or_absent(path)?;
         let mut how = OpenOptions::new();
-        let file = how
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path);
-        let state = State {
-            len: 0,
-            data: BlockMap::default(),
-        };
-        Ok(FileStore {
-            file: file.map_err(errno_of)?,
-            state: RefCell::new(state),
-        })
+        let file = how.read(true).write(true).create(true).truncate(true).open(path);
+        let state = State { len: 0, data: BlockMap::default() };
+        Ok(FileStore { file: file.map_err(errno_of)?, state: RefCell::new(state) })
     }
 
     /// Opens a file that exists, whoever made it.
     pub(super) fn open(path: &Path) -> Res<FileStore> {
         regular_or_absent(path)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(errno_of)?;
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(errno_of)?;
         let len = file.metadata().map_err(errno_of)?.len();
         if len > MAX_LEN {
             return Err(Errno::EFBIG);
         }
         let data = data_of(&file, len)?;
-        Ok(FileStore {
-            file,
-            state: RefCell::new(State { len, data }),
-        })
+        Ok(FileStore { file, state: RefCell::new(State { len, data }) })
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -104,10 +86,7 @@ impl FileStore {
             pos += piece.len() as u64;
             let piece = Content::from_bytes(piece);
             // What a guest wrote as a pattern is a pattern again, and stays cheap to hand on.
-            match piece
-                .byte_at(0)
-                .filter(|&byte| piece.first_not(byte).is_none())
-            {
+            match piece.byte_at(0).filter(|&byte| piece.first_not(byte).is_none()) {
                 Some(byte) => out.push(Content::pattern(byte, piece.len())),
                 None => out.push(piece),
             }
@@ -153,11 +132,7 @@ impl FileStore {
         if off >= end {
             return Ok(());
         }
-        let last = if end == self.len() {
-            end
-        } else {
-            block_floor(end)
-        };
+        let last = if end == self.len() { end } else { block_floor(end) };
         let first = block_ceil(off).min(end);
         self.zero_within_block(off, first)?;
         if first < last {
@@ -169,13 +144,7 @@ impl FileStore {
     /// Zeroes a piece of one block, which stays what it was; a hole is zero already.
     fn zero_within_block(&self, off: u64, end: u64) -> Res<()> {
         if off < end && self.state.borrow().data.is_data(off) {
-            return self.write_run(
-                off,
-                &Run {
-                    len: end - off,
-                    fill: Fill::Zero,
-                },
-            );
+            return self.write_run(off, &Run { len: end - off, fill: Fill::Zero });
         }
         Ok(())
     }
@@ -191,13 +160,7 @@ impl FileStore {
             Ok(()) => {}
             // A file system without holes: the map alone knows of them.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                self.write_run(
-                    off,
-                    &Run {
-                        len: end - off,
-                        fill: Fill::Zero,
-                    },
-                )?;
+                self.write_run(off, &Run { len: end - off, fill: Fill::Zero })?;
             }
             Err(errno) => return Err(Errno(errno.raw_os_error())),
         }

@@ -33,18 +33,12 @@ pub struct Host {
 impl Host {
     /// A host without files, all of whose files will live in memory.
     pub fn memory() -> Host {
-        Host {
-            dir: None,
-            files: RefCell::default(),
-        }
+        Host { dir: None, files: RefCell::default() }
     }
 
     /// A host whose files are the real ones in `dir`, which has to exist.
     pub fn in_dir(dir: impl Into<PathBuf>) -> Host {
-        Host {
-            dir: Some(dir.into()),
-            files: RefCell::default(),
-        }
+        Host { dir: Some(dir.into()), files: RefCell::default() }
     }
 
     /// The directory with the real files, if there is one.
@@ -84,11 +78,7 @@ impl Host {
         let Ok(name) = self.key(name) else {
             return false;
         };
-        let on_disk = || {
-            self.dir
-                .as_ref()
-                .is_some_and(|dir| dir.join(name).is_file())
-        };
+        let on_disk = || self.dir.as_ref().is_some_and(|dir| dir.join(name).is_file());
         self.known(name).is_some() || on_disk()
     }
 
@@ -116,14 +106,9 @@ impl Host {
             return Err(Errno::ENOTSUP);
         }
         let files = self.files.borrow();
-        let forked: Res<BTreeMap<_, _>> = files
-            .iter()
-            .map(|(name, store)| Ok((name.clone(), Rc::new(store.fork()?))))
-            .collect();
-        Ok(Host {
-            dir: None,
-            files: RefCell::new(forked?),
-        })
+        let forked: Res<BTreeMap<_, _>> =
+            files.iter().map(|(name, store)| Ok((name.clone(), Rc::new(store.fork()?)))).collect();
+        Ok(Host { dir: None, files: RefCell::new(forked?) })
     }
 
     /// Under which name a file is kept.
@@ -145,9 +130,7 @@ impl Host {
 
     fn keep(&self, name: &str, store: Store) -> Rc<Store> {
         let store = Rc::new(store);
-        self.files
-            .borrow_mut()
-            .insert(name.to_string(), Rc::clone(&store));
+        self.files.borrow_mut().insert(name.to_string(), Rc::clone(&store));
         store
     }
 }
@@ -185,23 +168,11 @@ mod tests {
     #[test]
     fn no_name_leads_out_of_the_directory() {
         let (_dir, [_, host]) = hosts();
-        for name in [
-            "",
-            "/etc/passwd",
-            "../x",
-            "TEST_DIR/PID-../x",
-            "a/b",
-            ".",
-            "..",
-            "a\0b",
-        ] {
+        for name in ["", "/etc/passwd", "../x", "TEST_DIR/PID-../x", "a/b", ".", "..", "a\0b"] {
             assert_eq!(host.create(name).err(), Some(Errno::ENOENT), "{name:?}");
             assert!(!host.exists(name));
         }
-        assert_eq!(
-            host.create(&"x".repeat(256)).err(),
-            Some(Errno::ENAMETOOLONG)
-        );
+        assert_eq!(host.create(&"x".repeat(256)).err(), Some(Errno::ENAMETOOLONG));
     }
 
     #[test]

@@ -41,17 +41,11 @@ impl Image {
         let first = self.start_of_run_at(off).unwrap_or(off);
         for (&start, run) in self.runs.range(first..end) {
             let (from, to) = (start.max(off), (start + run.len).min(end));
-            out.push_run(Run {
-                len: from - pos,
-                fill: Fill::Zero,
-            });
+            out.push_run(Run { len: from - pos, fill: Fill::Zero });
             out.push_run(run.part(from - start, to - from));
             pos = to;
         }
-        out.push_run(Run {
-            len: end - pos,
-            fill: Fill::Zero,
-        });
+        out.push_run(Run { len: end - pos, fill: Fill::Zero });
         out
     }
 
@@ -74,11 +68,7 @@ impl Image {
         if off >= end {
             return;
         }
-        let last = if end == self.len {
-            end
-        } else {
-            block_floor(end)
-        };
+        let last = if end == self.len { end } else { block_floor(end) };
         let first = block_ceil(off).min(end);
         self.zero_within_block(off, first);
         self.carve(first, last);
@@ -88,13 +78,7 @@ impl Image {
     /// Zeroes a piece of one block, which stays what it was, hole or data.
     fn zero_within_block(&mut self, off: u64, end: u64) {
         if off < end && self.is_data(block_floor(off)) {
-            self.put(
-                off,
-                &Run {
-                    len: end - off,
-                    fill: Fill::Zero,
-                },
-            );
+            self.put(off, &Run { len: end - off, fill: Fill::Zero });
         }
     }
 
@@ -104,13 +88,7 @@ impl Image {
             let was_data = self.is_data(block);
             self.carve(len, self.len);
             if was_data && len > block && !self.is_data(block) {
-                self.put(
-                    block,
-                    &Run {
-                        len: len - block,
-                        fill: Fill::Zero,
-                    },
-                );
+                self.put(block, &Run { len: len - block, fill: Fill::Zero });
             }
         }
         self.len = len;
@@ -123,15 +101,8 @@ impl Image {
         let stop = off.saturating_add(len).min(self.len);
         let block = block_floor(off);
         let Some((start, run)) = self.last_run_touching(block) else {
-            let next = self
-                .runs
-                .range(block + BLOCK..)
-                .next()
-                .map(|(&s, _)| block_floor(s));
-            return Extent {
-                data: false,
-                len: next.unwrap_or(stop).min(stop) - off,
-            };
+            let next = self.runs.range(block + BLOCK..).next().map(|(&s, _)| block_floor(s));
+            return Extent { data: false, len: next.unwrap_or(stop).min(stop) - off };
         };
         let mut end = block_ceil(start + run.len);
         for (&start, run) in self.runs.range(start + 1..) {
@@ -140,10 +111,7 @@ impl Image {
             }
             end = block_ceil(start + run.len);
         }
-        Extent {
-            data: true,
-            len: end.min(stop) - off,
-        }
+        Extent { data: true, len: end.min(stop) - off }
     }
 
     /// Bytes of all data blocks; walks every run.
@@ -334,10 +302,7 @@ fn own_buffer(run: &mut Run) -> (&mut Vec<u8>, usize) {
     if !owned {
         let mut bytes = vec![0; to_usize(run.len)];
         run.copy_to(&mut bytes);
-        run.fill = Fill::Bytes {
-            data: Rc::new(bytes),
-            start: 0,
-        };
+        run.fill = Fill::Bytes { data: Rc::new(bytes), start: 0 };
     }
     match &mut run.fill {
         Fill::Bytes { data, start } => (Rc::make_mut(data), *start),
@@ -383,10 +348,7 @@ mod tests {
         }
         image.write(4096, &Content::zeros(16));
         assert_eq!(image.run_count(), 8);
-        assert_eq!(
-            image.read(8 * 700, 8),
-            Content::from_bytes((!700u64).to_be_bytes().as_slice())
-        );
+        assert_eq!(image.read(8 * 700, 8), Content::from_bytes((!700u64).to_be_bytes().as_slice()));
         assert!(image.read(4096, 16).is_zero());
     }
 
@@ -405,27 +367,9 @@ mod tests {
     fn a_block_is_data_once_written_even_with_zeros() {
         let mut image = image(&[(5000, Content::zeros(1))]);
         image.truncate(20_000);
-        assert_eq!(
-            image.extent(0, 20_000),
-            Extent {
-                data: false,
-                len: 4096
-            }
-        );
-        assert_eq!(
-            image.extent(4096, 20_000),
-            Extent {
-                data: true,
-                len: 4096
-            }
-        );
-        assert_eq!(
-            image.extent(8192, 20_000),
-            Extent {
-                data: false,
-                len: 20_000 - 8192
-            }
-        );
+        assert_eq!(image.extent(0, 20_000), Extent { data: false, len: 4096 });
+        assert_eq!(image.extent(4096, 20_000), Extent { data: true, len: 4096 });
+        assert_eq!(image.extent(8192, 20_000), Extent { data: false, len: 20_000 - 8192 });
         assert_eq!(image.allocated_bytes(), 4096);
     }
 
@@ -434,63 +378,21 @@ mod tests {
         let mut image = image(&[(0, Content::pattern(1, 4 * BLOCK))]);
         image.truncate(8 * BLOCK);
         image.punch(100, 3 * BLOCK + 5);
-        assert_eq!(
-            image.extent(0, u64::MAX),
-            Extent {
-                data: true,
-                len: BLOCK
-            }
-        );
-        assert_eq!(
-            image.extent(BLOCK, u64::MAX),
-            Extent {
-                data: false,
-                len: 2 * BLOCK
-            }
-        );
-        assert_eq!(
-            image.extent(3 * BLOCK, u64::MAX),
-            Extent {
-                data: true,
-                len: BLOCK
-            }
-        );
-        assert_eq!(
-            image
-                .read(0, 4 * BLOCK)
-                .slice(100, 3 * BLOCK - 95)
-                .first_not(0),
-            None
-        );
+        assert_eq!(image.extent(0, u64::MAX), Extent { data: true, len: BLOCK });
+        assert_eq!(image.extent(BLOCK, u64::MAX), Extent { data: false, len: 2 * BLOCK });
+        assert_eq!(image.extent(3 * BLOCK, u64::MAX), Extent { data: true, len: BLOCK });
+        assert_eq!(image.read(0, 4 * BLOCK).slice(100, 3 * BLOCK - 95).first_not(0), None);
         image.punch(4 * BLOCK + 1, 4 * BLOCK + 9);
-        assert_eq!(
-            image.extent(4 * BLOCK, 9),
-            Extent {
-                data: false,
-                len: 9
-            }
-        );
+        assert_eq!(image.extent(4 * BLOCK, 9), Extent { data: false, len: 9 });
     }
 
     #[test]
     fn a_cut_block_stays_data() {
         let mut image = image(&[(3000, Content::pattern(1, 1))]);
         image.truncate(100);
-        assert_eq!(
-            image.extent(0, 100),
-            Extent {
-                data: true,
-                len: 100
-            }
-        );
+        assert_eq!(image.extent(0, 100), Extent { data: true, len: 100 });
         image.truncate(0);
         image.truncate(100);
-        assert_eq!(
-            image.extent(0, 100),
-            Extent {
-                data: false,
-                len: 100
-            }
-        );
+        assert_eq!(image.extent(0, 100), Extent { data: false, len: 100 });
     }
 }

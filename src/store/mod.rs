@@ -60,15 +60,11 @@ enum Home {
 impl Store {
     /// A new empty file in memory. Files with a name, and real files, come from a [`Host`].
     pub fn memory() -> Store {
-        Store {
-            home: Home::Memory(RefCell::default()),
-        }
+        Store { home: Home::Memory(RefCell::default()) }
     }
 
     fn file(file: FileStore) -> Store {
-        Store {
-            home: Home::File(file),
-        }
+        Store { home: Home::File(file) }
     }
 
     /// Length in bytes.
@@ -182,9 +178,7 @@ impl Store {
     /// `ENOTSUP` for a real file.
     pub fn fork(&self) -> Res<Store> {
         match &self.home {
-            Home::Memory(image) => Ok(Store {
-                home: Home::Memory(image.clone()),
-            }),
+            Home::Memory(image) => Ok(Store { home: Home::Memory(image.clone()) }),
             Home::File(_) => Err(Errno::ENOTSUP),
         }
     }
@@ -193,23 +187,14 @@ impl Store {
 impl std::fmt::Debug for Store {
     /// The file's measures, not its bytes.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let home = if matches!(self.home, Home::Memory(_)) {
-            "memory"
-        } else {
-            "file"
-        };
-        f.debug_struct("Store")
-            .field("home", &home)
-            .field("len", &self.len())
-            .finish()
+        let home = if matches!(self.home, Home::Memory(_)) { "memory" } else { "file" };
+        f.debug_struct("Store").field("home", &home).field("len", &self.len()).finish()
     }
 }
 
 /// End of a range that is about to be changed.
 fn range_end(off: u64, len: u64) -> Res<u64> {
-    off.checked_add(len)
-        .filter(|&end| end <= MAX_LEN)
-        .ok_or(Errno::EFBIG)
+    off.checked_add(len).filter(|&end| end <= MAX_LEN).ok_or(Errno::EFBIG)
 }
 
 fn block_floor(off: u64) -> u64 {

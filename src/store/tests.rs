@@ -41,9 +41,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn content_of(pieces: &[(u8, u64)]) -> Content {
-    let mixed = |kind: u8, len: u64| -> Vec<u8> {
-        (0..len).map(|i| (i as u8).wrapping_mul(kind)).collect()
-    };
+    let mixed = |kind: u8, len: u64| -> Vec<u8> { (0..len).map(|i| (i as u8).wrapping_mul(kind)).collect() };
     let content = |&(kind, len): &(u8, u64)| match kind {
         0..=2 => Content::pattern(kind, len),
         _ => Content::from_bytes(mixed(kind, len)),
@@ -92,14 +90,8 @@ impl Naive {
         }
         let block = off as usize / 4096;
         let data = self.data[block];
-        let same = self.data[block..]
-            .iter()
-            .take_while(|&&other| other == data)
-            .count();
-        Extent {
-            data,
-            len: ((block + same) as u64 * BLOCK).min(end) - off,
-        }
+        let same = self.data[block..].iter().take_while(|&&other| other == data).count();
+        Extent { data, len: ((block + same) as u64 * BLOCK).min(end) - off }
     }
 }
 
@@ -108,30 +100,22 @@ fn apply(op: &Op, naive: &mut Naive, stores: &mut [Store; 2]) {
         Op::Write(off, pieces) => {
             let content = content_of(pieces);
             naive.write(*off, &content.to_vec());
-            stores
-                .iter()
-                .for_each(|store| store.write(*off, &content).unwrap());
+            stores.iter().for_each(|store| store.write(*off, &content).unwrap());
         }
         Op::Zeroes(off, len, unmap) => {
             if *len > 0 {
                 naive.truncate((off + len).max(naive.bytes.len() as u64));
             }
             naive.punch(*off, *len);
-            stores
-                .iter()
-                .for_each(|store| store.write_zeroes(*off, *len, *unmap).unwrap());
+            stores.iter().for_each(|store| store.write_zeroes(*off, *len, *unmap).unwrap());
         }
         Op::Discard(off, len) => {
             naive.punch(*off, *len);
-            stores
-                .iter()
-                .for_each(|store| store.discard(*off, *len).unwrap());
+            stores.iter().for_each(|store| store.discard(*off, *len).unwrap());
         }
         Op::Truncate(len) => {
             naive.truncate(*len);
-            stores
-                .iter()
-                .for_each(|store| store.truncate(*len).unwrap());
+            stores.iter().for_each(|store| store.truncate(*len).unwrap());
         }
         // What a fork leaves shared has to be copied by the next write.
         Op::Fork => stores[0] = stores[0].fork().unwrap(),
@@ -187,13 +171,7 @@ fn ranges_out_of_reach_are_errors() {
         assert_eq!(store.truncate(MAX_LEN + 1), Err(Errno::EFBIG));
         assert_eq!(store.read(u64::MAX, 2).err(), Some(Errno::EINVAL));
         assert_eq!(store.read(u64::MAX - 2, 2).unwrap(), Content::zeros(2));
-        assert_eq!(
-            store.extent(u64::MAX, 9),
-            Extent {
-                data: false,
-                len: 9
-            }
-        );
+        assert_eq!(store.extent(u64::MAX, 9), Extent { data: false, len: 9 });
         assert_eq!(store.len(), 0);
     }
 }
@@ -203,17 +181,8 @@ fn a_big_sparse_file_costs_nothing() {
     let store = Store::memory();
     store.truncate(MAX_LEN).unwrap();
     store.write(MAX_LEN - 1, &Content::pattern(1, 1)).unwrap();
-    assert_eq!(
-        store.extent(0, u64::MAX),
-        Extent {
-            data: false,
-            len: MAX_LEN - BLOCK
-        }
-    );
-    assert_eq!(
-        store.read(0, MAX_LEN).unwrap().first_not(0),
-        Some(MAX_LEN - 1)
-    );
+    assert_eq!(store.extent(0, u64::MAX), Extent { data: false, len: MAX_LEN - BLOCK });
+    assert_eq!(store.read(0, MAX_LEN).unwrap().first_not(0), Some(MAX_LEN - 1));
     store.discard(0, MAX_LEN).unwrap();
     assert_eq!(store.allocated_bytes(), 0);
 }

@@ -19,7 +19,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(host: Host, compat: Compat) -> Bench {
         let sim = Sim::new(Choices::qemu());
-        let env = ImgEnv::new(sim, compat.quirks(), Rc::new(host), Rc::new(FileLocks::default()), 1);
+        let env = ImgEnv::new(sim, backsim::quirks::Quirks::of(compat), Rc::new(host), Rc::new(FileLocks::default()), 1);
         Bench { env: Rc::new(env) }
     }
 

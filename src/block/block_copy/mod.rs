@@ -262,7 +262,11 @@ fn choose_cluster_size(block: &Rc<Block>, target: NodeId, min_cluster_size: u64)
 }
 
 fn unknown_cluster_size_warning(block: &Block, size: u64) -> String {
-    let (the, assumed) = if block.quirks.since_9 { ("The (default) block size", "block size") } else { ("The default block size", "default") };
+    let (the, assumed) = if block.quirks.since_9 {
+        ("The (default) block size", "block size")
+    } else {
+        ("The default block size", "default")
+    };
     format!(
         "{}: warning: The target block device doesn't provide information about the block size and it \
          doesn't have a backing file. {the} of {size} bytes is used. If the actual block size of the \

@@ -100,7 +100,11 @@ impl BlockCopy {
         match result {
             Ok(answer) if answer.status.bytes >= cluster => {
                 let bytes = answer.status.bytes;
-                let whole = if offset + bytes == self.length { bytes.next_multiple_of(cluster) } else { bytes - bytes % cluster };
+                let whole = if offset + bytes == self.length {
+                    bytes.next_multiple_of(cluster)
+                } else {
+                    bytes - bytes % cluster
+                };
                 (answer.status.flags, whole)
             }
             // An error, or an answer for less than a cluster: one cluster of data, whatever it is.

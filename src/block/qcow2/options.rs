@@ -1,7 +1,7 @@
 //! What an image is opened and created with.
 
 /// Run-time options of a qcow2 node, as `blockdev-add` gives them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Qcow2Options {
     /// `lazy-refcounts`; none: what the image says.
     pub lazy_refcounts: Option<bool>,

@@ -96,9 +96,11 @@ impl Backup {
 
     /// The step that follows the job to its end.
     pub(super) fn run_job(&self) -> Step {
-        Step::new("run-job", &self.job)
-            .with_if(!self.auto_finalize, "auto-finalize", false)
-            .with_if(self.auto_dismiss, "auto-dismiss", true)
+        Step::new("run-job", &self.job).with_if(!self.auto_finalize, "auto-finalize", false).with_if(
+            self.auto_dismiss,
+            "auto-dismiss",
+            true,
+        )
     }
 }
 
@@ -238,15 +240,9 @@ impl World {
 fn at_work() -> Procedure {
     let wait = |status: &str| {
         let event = args().set("id", "{{ job }}").set("status", status);
-        Step::new("wait-event", "JOB_STATUS_CHANGE")
-            .with("match", event)
-            .with("log", "none")
+        Step::new("wait-event", "JOB_STATUS_CHANGE").with("match", event).with("log", "none")
     };
-    Procedure {
-        name: "at-work",
-        params: vec!["job"],
-        steps: vec![wait("running"), wait("paused"), wait("running")],
-    }
+    Procedure { name: "at-work", params: vec!["job"], steps: vec![wait("running"), wait("paused"), wait("running")] }
 }
 
 /// `command` for the job `id`, with the argument that it wants.

@@ -5,7 +5,7 @@
 
 use super::backup::{Backup, End, job_command};
 use super::backups_apart as apart;
-use super::disks::{Target, Wish, image_step, qemu_img};
+use super::disks::{Target, Wish, qemu_img};
 use super::guest::Mix;
 use super::model::{Disk, Format};
 use super::pick::size_value;
@@ -15,15 +15,11 @@ use super::yaml::{Script, Step, args};
 /// Writes a scenario of the family.
 pub(super) fn generate(mut world: World, name: String, description: String) -> Script {
     if world.one_in(8) {
-        return table(world, name, description);
+        return super::tables::backups(world, name, description);
     }
     world.vm("launch");
     let limit = if world.one_in(3) { 64 << 20 } else { 8 << 20 };
-    world.new_disk(Wish {
-        limit,
-        any_format: world.level > Level::Easy,
-        backing: true,
-    });
+    world.new_disk(Wish { limit, any_format: world.level > Level::Easy, backing: true });
     let (phases, all): (u64, &[Phase]) = match world.level {
         Level::Easy => (1, &EASY),
         Level::Medium => (world.rng.between(2, 3), &ALL),
@@ -78,8 +74,7 @@ impl World {
         };
         let whole = backup.sync == "full" || !self.disks[disk].backed;
         let compare = Step::new("compare", vec![image.clone(), source]);
-        self.verification
-            .push(Check::compare(compare, disk, whole.then_some(version)));
+        self.verification.push(Check::compare(compare, disk, whole.then_some(version)));
         if backup.workers == Some(1) && target.format == Format::Qcow2 && self.one_in(4) {
             let command = self.pick(&["check", "check", "map"]);
             self.verification.push(Check::plain(qemu_img(command, &image)));
@@ -89,10 +84,7 @@ impl World {
     /// A bitmap of `disk` that records.
     pub(super) fn recording_bitmap(&mut self, disk: usize) -> Option<String> {
         let usable = |disk: &Disk| {
-            let fine = disk
-                .bitmaps
-                .iter()
-                .filter(|bitmap| bitmap.enabled && !bitmap.busy && !bitmap.inconsistent);
+            let fine = disk.bitmaps.iter().filter(|bitmap| bitmap.enabled && !bitmap.busy && !bitmap.inconsistent);
             fine.map(|bitmap| bitmap.name.clone()).collect::<Vec<_>>()
         };
         let names = usable(&self.disks[disk]);
@@ -179,19 +171,9 @@ fn chain(world: &mut World) {
 fn backed_target(world: &mut World, node: String, base: &Target) -> Target {
     let image = format!("{node}-img");
     let backing = base.image.clone().unwrap_or_default();
-    world.step(
-        Step::new("image", &image)
-            .with("cluster-size", size_value(65536))
-            .with("backing", backing),
-    );
+    world.step(Step::new("image", &image).with("cluster-size", size_value(65536)).with("backing", backing));
     let file_node = world.open(&node, Format::Qcow2, &image, false);
-    Target {
-        node,
-        file_node,
-        image: Some(image),
-        format: Format::Qcow2,
-        cluster: 65536,
-    }
+    Target { node, file_node, image: Some(image), format: Format::Qcow2, cluster: 65536 }
 }
 
 /// Remembers to compare a link of a chain, put upon the one before, with the source.
@@ -331,102 +313,3 @@ fn compressed(world: &mut World) {
         world.verify_full(0, &backup, &target, version);
     }
 }
-
-/// One backup with a bitmap: a line for each mode and end.
-fn table(mut world: World, name: String, description: String) -> Script {
-    let size = 4 << 20;
-    let granularity = world.pick(&[512_u64, 4096, 65536, 65536, 262_144]);
-    let mut disk = Disk::new("drive0", Format::Qcow2, size);
-    disk.image = Some("img".to_string());
-    world.disks.push(disk);
-    world.step(Step::new(
-        "log",
-        "=== sync {{ sync }}, bitmap-mode {{ mode }}, {{ end }} ===",
-    ));
-    world.step(Step::new("image", "img").with("size", "{{ size }}"));
-    world.vm("launch");
-    world.open_as("drive0", Format::Qcow2, "img", false, None);
-    world.guest_at(0, 3, Mix::Writes);
-    let bitmap = args()
-        .set("node", "drive0")
-        .set("name", "b")
-        .set("granularity", "{{ granularity }}");
-    world.execute("block-dirty-bitmap-add", bitmap);
-    world.disks[0]
-        .bitmaps
-        .push(super::model::Bitmap::new("b", granularity, size));
-    world.guest_at(0, 3, Mix::Writes);
-    let count = |world: &World| world.disks[0].bitmaps[0].count();
-    let dirty = count(&world);
-    let check = super::backups_apart::check();
-    world.call(check.clone(), args().set("expected", dirty));
-    world.step(image_step("target", Format::Qcow2, size, None));
-    world.open_as("target", Format::Qcow2, "target", false, None);
-    let mut backup = Backup::new("job0".to_string(), "drive0", "target");
-    (backup.bitmap, backup.filter) = (Some("b".to_string()), Some("backup-top".to_string()));
-    backup.auto_finalize = false;
-    (backup.sync, backup.mode) = ("{{ sync }}", Some("{{ mode }}"));
-    world.start(&backup);
-    let before = world.disks[0].bitmaps[0].clear();
-    let pending = world.inside(|world| {
-        world.guest(0, "backup-top", 3, Mix::Writes);
-        let write = Step::new("qemu-io", "backup-top")
-            .with("command", "write -z 0 64K")
-            .with("output", true);
-        world.step(write.with("when", "end == 'cancel'"));
-    });
-    let run = backup.run_job().with("cancel", "{{ end == 'cancel' }}");
-    world.step(run.inside("pre-finalize", pending));
-    let mut cases = Vec::new();
-    let lines = world.rng.between(2, 5) as usize;
-    for (sync, mode, end) in world.some_of(&LINES, lines) {
-        let mut bitmap = world.disks[0].bitmaps[0].clone();
-        if end == "cancel" {
-            bitmap.mark(0, 65536);
-        }
-        if mode == "never" || (mode == "on-success" && end == "cancel") {
-            bitmap.restore(&before);
-        }
-        cases.push(
-            args()
-                .set("sync", sync)
-                .set("mode", mode)
-                .set("end", end)
-                .set("left", bitmap.count()),
-        );
-    }
-    world.call(check, args().set("expected", "{{ left }}"));
-    world.vm("shutdown");
-    let images = vec![
-        "compare".to_string(),
-        "TEST_DIR/PID-target".to_string(),
-        "TEST_DIR/PID-img".to_string(),
-    ];
-    world.step(Step::new("qemu-img", images));
-    let vars = args().set("size", size).set("granularity", granularity);
-    let case_name = Some("{{ sync }}/{{ mode }}/{{ end }}".to_string());
-    Script {
-        vars,
-        cases,
-        case_name,
-        ..world.script(name, description)
-    }
-}
-
-/// What a line of the table can be.
-const LINES: [(&str, &str, &str); 14] = [
-    ("bitmap", "on-success", "finalize"),
-    ("bitmap", "on-success", "cancel"),
-    ("bitmap", "never", "finalize"),
-    ("bitmap", "never", "cancel"),
-    ("bitmap", "always", "finalize"),
-    ("bitmap", "always", "cancel"),
-    ("full", "on-success", "finalize"),
-    ("full", "on-success", "cancel"),
-    ("full", "always", "finalize"),
-    ("full", "always", "cancel"),
-    ("top", "on-success", "finalize"),
-    ("top", "on-success", "cancel"),
-    ("top", "always", "finalize"),
-    ("top", "always", "cancel"),
-];

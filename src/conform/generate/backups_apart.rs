@@ -7,7 +7,7 @@ use super::disks::{Target, Wish, image_step, path};
 use super::guest::Mix;
 use super::model::Format;
 use super::world::{World, action, transaction};
-use super::yaml::{Args, Procedure, Step, args};
+use super::yaml::{Args, Step, args};
 
 /// Backups with wrong arguments; none of them starts.
 pub(super) fn wrong_arguments(world: &mut World) {
@@ -31,12 +31,7 @@ pub(super) fn wrong_arguments(world: &mut World) {
 }
 
 fn wrong(device: &str, target: &Target, bitmap: &str) -> Vec<Args> {
-    let base = || {
-        args()
-            .set("job-id", "wrong")
-            .set("device", device)
-            .set("target", &target.node)
-    };
+    let base = || args().set("job-id", "wrong").set("device", device).set("target", &target.node);
     let full = || base().set("sync", "full");
     let perf = |key: &str, value: i64| full().set("x-perf", args().set(key, value));
     let with =
@@ -83,31 +78,11 @@ fn wrong(device: &str, target: &Target, bitmap: &str) -> Vec<Args> {
         full().set("filter-node-name", ""),
         full().set("filter-node-name", "a-name-that-is-longer-than-31-bytes"),
         full().set("bogus", 1_u64),
-        args()
-            .set("job-id", "wrong")
-            .set("device", device)
-            .set("target", "nowhere")
-            .set("sync", "full"),
-        args()
-            .set("job-id", "wrong")
-            .set("device", "nothing")
-            .set("target", &target.node)
-            .set("sync", "full"),
-        args()
-            .set("job-id", "wrong")
-            .set("device", device)
-            .set("target", device)
-            .set("sync", "full"),
-        args()
-            .set("job-id", "1wrong")
-            .set("device", device)
-            .set("target", &target.node)
-            .set("sync", "full"),
-        args()
-            .set("job-id", "")
-            .set("device", device)
-            .set("target", &target.node)
-            .set("sync", "full"),
+        args().set("job-id", "wrong").set("device", device).set("target", "nowhere").set("sync", "full"),
+        args().set("job-id", "wrong").set("device", "nothing").set("target", &target.node).set("sync", "full"),
+        args().set("job-id", "wrong").set("device", device).set("target", device).set("sync", "full"),
+        args().set("job-id", "1wrong").set("device", device).set("target", &target.node).set("sync", "full"),
+        args().set("job-id", "").set("device", device).set("target", &target.node).set("sync", "full"),
     ]
 }
 
@@ -133,12 +108,7 @@ pub(super) fn wrong_targets(world: &mut World) {
     let second = world.backup(0, &target);
     let pending = world.inside(|world| {
         world.guest(0, "backup-top", 2, Mix::All);
-        let refused = Backup {
-            auto_finalize: true,
-            auto_dismiss: true,
-            filter: None,
-            ..second
-        };
+        let refused = Backup { auto_finalize: true, auto_dismiss: true, filter: None, ..second };
         world.start(&refused);
         if world.one_in(3) {
             let resize = args().set("node-name", &target.node).set("size", size + (1 << 20));
@@ -187,10 +157,7 @@ pub(super) fn already_in_use(world: &mut World) {
         ("blockdev-del", node(&target.node)),
         ("block_resize", node(&device).set("size", size + 65536)),
         ("block_resize", node(&target.node).set("size", size + 65536)),
-        (
-            "block-dirty-bitmap-remove",
-            args().set("node", &device).set("name", &bitmap),
-        ),
+        ("block-dirty-bitmap-remove", args().set("node", &device).set("name", &bitmap)),
     ];
     let count = world.rng.between(2, 6) as usize;
     for (command, arguments) in world.some_of(&refused, count) {
@@ -201,11 +168,7 @@ pub(super) fn already_in_use(world: &mut World) {
         world.step(write.with("output", true));
     }
     let cancel = world.one_in(4);
-    let command = if cancel {
-        "job-cancel"
-    } else {
-        world.pick(&["job-finalize", "block-job-finalize"])
-    };
+    let command = if cancel { "job-cancel" } else { world.pick(&["job-finalize", "block-job-finalize"]) };
     world.step(job_command(command, &backup.job));
     world.wait_status(&backup.job, "null", false);
     world.settle(0, &backup, before, if cancel { End::Cancelled } else { End::Success });
@@ -223,27 +186,14 @@ pub(super) fn drive_backup(world: &mut World) {
         world.step(image_step(&image, format, size, None));
     }
     if world.one_in(4) {
-        let wrong = args()
-            .set("job-id", "drive-wrong")
-            .set("device", "nothing")
-            .set("target", path("none"));
+        let wrong = args().set("job-id", "drive-wrong").set("device", "nothing").set("target", path("none"));
         world.execute("drive-backup", wrong.set("sync", "full").set("format", "qcow2"));
     }
-    let target = Target {
-        node: path(&image),
-        file_node: None,
-        image: Some(image),
-        format,
-        cluster: 65536,
-    };
+    let target = Target { node: path(&image), file_node: None, image: Some(image), format, cluster: 65536 };
     let mut backup = world.backup(0, &target);
     backup.job = format!("drive-{}", backup.job);
     backup.sync = world.weighted(&[(4, "full"), (1, "top")]);
-    let mode = if existing {
-        Some("existing")
-    } else {
-        world.maybe(2, "absolute-paths")
-    };
+    let mode = if existing { Some("existing") } else { world.maybe(2, "absolute-paths") };
     let version = world.disks[0].changes;
     let arguments = backup.arguments().set("format", format.driver()).maybe("mode", mode);
     world.execute("drive-backup", arguments);
@@ -276,14 +226,12 @@ pub(super) fn two_in_a_transaction(world: &mut World) {
     let fails = world.one_in(2);
     let extra = extra_action(world, fails);
     if !grouped || fails {
-        let at = world.rng.below(actions.len() as u64 + 1) as usize;
+        // QEMU 7.2 hangs when it rolls back two grouped backups: each waits for the other one to run.
+        let places = if grouped { 2 } else { 3 };
+        let at = world.rng.below(places) as usize;
         actions.insert(at, extra);
     }
-    let mode = if grouped {
-        Some("grouped")
-    } else {
-        world.maybe(2, "individual")
-    };
+    let mode = if grouped { Some("grouped") } else { world.maybe(2, "individual") };
     world.step(transaction(mode, actions));
     if !fails {
         follow_both(world, &backups, grouped);
@@ -308,14 +256,8 @@ fn extra_action(world: &mut World, fails: bool) -> Args {
     }
     match world.rng.below(4) {
         0 => action("abort", args()),
-        1 => action(
-            "block-dirty-bitmap-add",
-            args().set("node", "drive9").set("name", "inc-0"),
-        ),
-        2 => action(
-            "block-dirty-bitmap-clear",
-            args().set("node", node).set("name", "bitmap404"),
-        ),
+        1 => action("block-dirty-bitmap-add", args().set("node", "drive9").set("name", "inc-0")),
+        2 => action("block-dirty-bitmap-clear", args().set("node", node).set("name", "bitmap404")),
         _ => {
             let bad = Backup::new(world.new_job(), &node, "nowhere");
             action("blockdev-backup", bad.arguments())
@@ -324,10 +266,7 @@ fn extra_action(world: &mut World, fails: bool) -> Args {
 }
 
 fn follow_both(world: &mut World, backups: &[(usize, Backup, Target)], grouped: bool) {
-    let before: Vec<Vec<bool>> = backups
-        .iter()
-        .map(|(disk, backup, _)| world.owned(*disk, backup))
-        .collect();
+    let before: Vec<Vec<bool>> = backups.iter().map(|(disk, backup, _)| world.owned(*disk, backup)).collect();
     let versions: Vec<u64> = backups.iter().map(|(disk, ..)| world.disks[*disk].changes).collect();
     if grouped {
         for (_, backup, _) in backups {
@@ -346,17 +285,5 @@ fn follow_both(world: &mut World, backups: &[(usize, Backup, Target)], grouped: 
     for (((disk, backup, target), before), version) in backups.iter().zip(before).zip(versions) {
         world.settle(*disk, backup, before, End::Success);
         world.verify_full(*disk, backup, target, version);
-    }
-}
-
-/// The procedure that looks at the bitmap of a table's scenario.
-pub(super) fn check() -> Procedure {
-    let expect = Step::new("expect-bitmap", "drive0")
-        .with("name", "b")
-        .with("clusters", "{{ expected }}");
-    Procedure {
-        name: "check",
-        params: vec!["expected"],
-        steps: vec![Step::new("query-bitmaps", args()), expect],
     }
 }

@@ -3,7 +3,7 @@
 //! Two commands that kill real QEMU are never written: a merge of an empty list, and a transaction that enables
 //! a bitmap which does not exist.
 
-use super::backup::Backup;
+use super::backup::{Backup, End, job_command};
 use super::disks::Wish;
 use super::guest::Mix;
 use super::model::{Change, Disk, Format, change};
@@ -31,11 +31,7 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
         Level::Hard => (world.rng.between(1, 3), world.rng.between(14, 30)),
     };
     for _ in 0..disks {
-        let wish = Wish {
-            limit: 64 << 20,
-            any_format: world.one_in(2),
-            backing: false,
-        };
+        let wish = Wish { limit: 64 << 20, any_format: world.one_in(2), backing: false };
         let disk = world.empty_disk(wish);
         if world.coin() {
             world.guest_at(disk, 2, Mix::Writes);
@@ -72,26 +68,52 @@ fn round(world: &mut World) {
         15 => sha256(world, disk),
         16 | 17 => world.query_bitmaps(),
         18 if world.one_in(3) => reopen(world, disk),
+        18 if world.one_in(3) => malformed(world, disk),
         _ => drop(world.add_bitmap(disk, false)),
     }
+}
+
+/// A command whose arguments QEMU does not even look at.
+fn malformed(world: &mut World, disk: usize) {
+    let node = args().set("node", &world.disks[disk].node);
+    let bitmap = || node.clone().set("name", "b");
+    let target = || node.clone().set("target", "b");
+    let list = [
+        ("block-dirty-bitmap-add", node.clone()),
+        ("block-dirty-bitmap-add", bitmap().set("granularity", "big")),
+        ("block-dirty-bitmap-add", bitmap().set("persistent", "yes")),
+        ("block-dirty-bitmap-add", bitmap().set("size", 1_u64)),
+        ("block-dirty-bitmap-remove", args().set("name", "b")),
+        ("block-dirty-bitmap-clear", node.clone().set("name", 1_u64)),
+        ("block-dirty-bitmap-merge", target()),
+        ("block-dirty-bitmap-merge", target().set("bitmaps", "b")),
+        ("block-dirty-bitmap-merge", target().set("bitmaps", vec![node.clone()])),
+        ("block-dirty-bitmap-merge", target().set("bitmaps", vec![1_u64])),
+    ];
+    let (command, arguments) = world.pick(&list);
+    if world.one_in(3) {
+        let bad = [
+            action("block-dirty-bitmap-shake", args()),
+            args().set("type", "block-dirty-bitmap-clear"),
+            action("block-dirty-bitmap-clear", node),
+            args().set("data", args()),
+        ];
+        let bad = world.pick(&bad);
+        return world.step(transaction(None, vec![bad]));
+    }
+    world.execute(command, arguments);
 }
 
 fn sha256(world: &mut World, disk: usize) {
     let name = world.pick_bitmap(disk, 8);
     let node = world.disks[disk].node.clone();
-    world.execute(
-        "x-debug-block-dirty-bitmap-sha256",
-        args().set("node", node).set("name", name),
-    );
+    world.execute("x-debug-block-dirty-bitmap-sha256", args().set("node", node).set("name", name));
 }
 
 impl World {
     /// Adds a bitmap to `disk`; one that QEMU takes if `sure`, else most likely.
     pub(super) fn add_bitmap(&mut self, disk: usize, sure: bool) -> Option<String> {
-        let taken: Vec<&str> = BITMAPS
-            .into_iter()
-            .filter(|name| self.disks[disk].bitmap(name).is_none())
-            .collect();
+        let taken: Vec<&str> = BITMAPS.into_iter().filter(|name| self.disks[disk].bitmap(name).is_none()).collect();
         if taken.is_empty() {
             return None;
         }
@@ -99,34 +121,17 @@ impl World {
         let granularity = self.granularity().map(|bytes| bytes as i64);
         let storable = self.disks[disk].format == Format::Qcow2;
         let change = Change::Add {
-            granularity: if !sure && self.one_in(10) {
-                Some(self.wrong_granularity())
-            } else {
-                granularity
-            },
+            granularity: if !sure && self.one_in(10) { Some(self.wrong_granularity()) } else { granularity },
             persistent: (storable || !sure) && self.one_in(if storable { 3 } else { 10 }),
             disabled: !sure && self.one_in(4),
         };
-        let node = if !sure && self.one_in(25) {
-            "drive9".to_string()
-        } else {
-            self.disks[disk].node.clone()
-        };
-        self.send(&Command {
-            node,
-            name: name.clone(),
-            change,
-        })
-        .then_some(name)
+        let node = if !sure && self.one_in(25) { "drive9".to_string() } else { self.disks[disk].node.clone() };
+        self.send(&Command { node, name: name.clone(), change }).then_some(name)
     }
 
     /// A bitmap of `disk`; once in `wrong` draws one that does not exist.
     pub(super) fn pick_bitmap(&mut self, disk: usize, wrong: u64) -> String {
-        let names: Vec<String> = self.disks[disk]
-            .bitmaps
-            .iter()
-            .map(|bitmap| bitmap.name.clone())
-            .collect();
+        let names: Vec<String> = self.disks[disk].bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect();
         if names.is_empty() || (wrong > 1 && self.one_in(wrong)) {
             return self.pick(&NO_BITMAPS).to_string();
         }
@@ -135,11 +140,7 @@ impl World {
 
     /// A command for a bitmap of `disk`; once in `wrong` draws something about it is wrong.
     fn bitmap_command(&mut self, disk: usize, wrong: u64) -> Command {
-        let node = if self.one_in(wrong * 6) {
-            "drive9".to_string()
-        } else {
-            self.disks[disk].node.clone()
-        };
+        let node = if self.one_in(wrong * 6) { "drive9".to_string() } else { self.disks[disk].node.clone() };
         let name = self.pick_bitmap(disk, wrong);
         let change = match self.rng.below(14) {
             0..=2 => Change::Clear,
@@ -154,19 +155,11 @@ impl World {
 
     fn add_command(&mut self, disk: usize, wrong: u64) -> Command {
         let node = self.disks[disk].node.clone();
-        let name = if self.one_in(wrong * 8) {
-            "x".repeat(1024)
-        } else {
-            self.pick(&BITMAPS).to_string()
-        };
+        let name = if self.one_in(wrong * 8) { "x".repeat(1024) } else { self.pick(&BITMAPS).to_string() };
         let granularity = self.granularity().map(|bytes| bytes as i64);
         let wrong_one = self.wrong_granularity();
         let change = Change::Add {
-            granularity: if self.one_in(wrong) {
-                Some(wrong_one)
-            } else {
-                granularity
-            },
+            granularity: if self.one_in(wrong) { Some(wrong_one) } else { granularity },
             persistent: self.one_in(4),
             disabled: self.one_in(4),
         };
@@ -177,11 +170,7 @@ impl World {
         let count = self.rng.between(1, 3);
         let mut sources = Vec::new();
         for _ in 0..count {
-            let other = if self.one_in(4) {
-                self.rng.below(self.disks.len() as u64) as usize
-            } else {
-                disk
-            };
+            let other = if self.one_in(4) { self.rng.below(self.disks.len() as u64) as usize } else { disk };
             let name = self.pick_bitmap(other, wrong);
             sources.push((self.disks[other].node.clone(), name));
         }
@@ -199,11 +188,7 @@ impl World {
     fn data(&mut self, command: &Command) -> Args {
         let node = args().set("node", &command.node);
         match &command.change {
-            Change::Add {
-                granularity,
-                persistent,
-                disabled,
-            } => {
+            Change::Add { granularity, persistent, disabled } => {
                 let spoken = *persistent || self.one_in(8);
                 node.set("name", &command.name)
                     .maybe("granularity", *granularity)
@@ -249,9 +234,7 @@ fn bitmap_transaction(world: &mut World) {
         let disk = world.rng.below(world.disks.len() as u64) as usize;
         let command = world.bitmap_command(disk, 10);
         let exists = world.disk(&command.node).is_some_and(|disk| {
-            world.disks[disk]
-                .bitmap(&command.name)
-                .is_some_and(|bitmap| !bitmap.busy && !bitmap.inconsistent)
+            world.disks[disk].bitmap(&command.name).is_some_and(|bitmap| !bitmap.busy && !bitmap.inconsistent)
         });
         if command.change == Change::Enable && !exists {
             continue;
@@ -339,18 +322,10 @@ fn owned_by_a_job(world: &mut World) {
         let changes = [Change::Clear, Change::Enable, Change::Disable, Change::Remove];
         let change = match world.rng.below(6) {
             0 => Change::Merge(vec![(node.clone(), name.clone())]),
-            1 => Change::Add {
-                granularity: None,
-                persistent: false,
-                disabled: false,
-            },
+            1 => Change::Add { granularity: None, persistent: false, disabled: false },
             _ => world.pick(&changes),
         };
-        world.send(&Command {
-            node: node.clone(),
-            name: name.clone(),
-            change,
-        });
+        world.send(&Command { node: node.clone(), name: name.clone(), change });
     }
     if world.one_in(3) {
         let mut second = Backup::new(world.new_job(), &node, &target.node);
@@ -360,20 +335,16 @@ fn owned_by_a_job(world: &mut World) {
     world.guest(at, "backup-top", 3, Mix::All);
     world.query_bitmaps();
     let finalize = world.pick(&["job-finalize", "block-job-finalize", "job-cancel"]);
-    world.step(super::backup::job_command(finalize, &backup.job));
+    world.step(job_command(finalize, &backup.job));
     world.wait_status(&backup.job, backup.last_state(), false);
     if !backup.auto_dismiss {
         let dismiss = world.pick(&["job-dismiss", "block-job-dismiss"]);
-        world.step(super::backup::job_command(dismiss, &backup.job));
+        world.step(job_command(dismiss, &backup.job));
     }
     if let Some(bitmap) = world.disks[at].bitmap_mut(&name) {
         bitmap.busy = false;
     }
-    let end = if finalize == "job-cancel" {
-        super::backup::End::Cancelled
-    } else {
-        super::backup::End::Success
-    };
+    let end = if finalize == "job-cancel" { End::Cancelled } else { End::Success };
     world.settle(at, &backup, before, end);
     world.expect_bitmap(at, &name);
     world.query_bitmaps();
@@ -400,65 +371,34 @@ fn table(mut world: World, name: String, description: String) -> Script {
     world.disks.push(disk);
     let powers: Vec<u32> = (9..=21).collect();
     let lines = world.rng.between(2, 4) as usize;
-    let granularities: Vec<u64> = world
-        .some_of(&powers, lines)
-        .into_iter()
-        .map(|power| 1 << power)
-        .collect();
-    let mut bitmaps: Vec<Change> = Vec::new();
+    let granularities: Vec<u64> = world.some_of(&powers, lines).into_iter().map(|power| 1 << power).collect();
     for (index, granularity) in granularities.iter().enumerate() {
-        let add = Change::Add {
-            granularity: Some(*granularity as i64),
-            persistent: false,
-            disabled: false,
-        };
+        let add = Change::Add { granularity: Some(*granularity as i64), persistent: false, disabled: false };
         change(&mut world.disks, "drive0", &index.to_string(), &add);
-        bitmaps.push(add);
     }
-    world.step(Step::new(
-        "log",
-        "=== granularity {{ granularity }}: {{ first }}, then {{ second }} ===",
-    ));
+    world.step(Step::new("log", "=== granularity {{ granularity }}: {{ first }}, then {{ second }} ==="));
     world.step(Step::new("image", "img").with("size", "{{ size }}"));
     world.vm("launch");
     world.open_as("drive0", Format::Qcow2, "img", false, None);
-    let bitmap = args()
-        .set("node", "drive0")
-        .set("name", "b")
-        .set("granularity", "{{ granularity }}");
+    let bitmap = args().set("node", "drive0").set("name", "b").set("granularity", "{{ granularity }}");
     world.execute("block-dirty-bitmap-add", bitmap);
     let mut counts: Vec<Vec<u64>> = Vec::new();
     for turn in ["{{ first }}", "{{ second }}"] {
         world.guest_at(0, 4, Mix::Writes);
         counts.push(world.disks[0].bitmaps.iter().map(|bitmap| bitmap.count()).collect());
-        world.step(
-            Step::new("expect-bitmap", "drive0")
-                .with("name", "b")
-                .with("clusters", turn),
-        );
+        world.step(Step::new("expect-bitmap", "drive0").with("name", "b").with("clusters", turn));
     }
     let sum = world.pick(&[512_u64, 4096, 65536, 1 << 20]);
     let other = args().set("node", "drive0").set("name", "sum").set("granularity", sum);
     world.execute("block-dirty-bitmap-add", other);
-    let merge = args()
-        .set("node", "drive0")
-        .set("target", "sum")
-        .set("bitmaps", vec!["b"]);
+    let merge = args().set("node", "drive0").set("target", "sum").set("bitmaps", vec!["b"]);
     world.execute("block-dirty-bitmap-merge", merge);
     world.query_bitmaps();
     let cases = granularities.iter().enumerate().map(|(index, granularity)| {
-        args()
-            .set("granularity", *granularity)
-            .set("first", counts[0][index])
-            .set("second", counts[1][index])
+        args().set("granularity", *granularity).set("first", counts[0][index]).set("second", counts[1][index])
     });
     let cases = cases.collect();
     let vars = args().set("size", size);
     let case_name = Some("granularity {{ granularity }}".to_string());
-    Script {
-        vars,
-        cases,
-        case_name,
-        ..world.script(name, description)
-    }
+    Script { vars, cases, case_name, ..world.script(name, description) }
 }

@@ -38,11 +38,7 @@ pub(super) struct Wish {
 impl Wish {
     /// Any qcow2 disk of at most `limit` bytes.
     pub(super) fn qcow2(limit: u64) -> Wish {
-        Wish {
-            limit,
-            any_format: false,
-            backing: false,
-        }
+        Wish { limit, any_format: false, backing: false }
     }
 }
 
@@ -63,10 +59,11 @@ pub(super) fn qemu_img(command: &str, image: &str) -> Step {
 
 /// The step that creates an image.
 pub(super) fn image_step(image: &str, format: Format, size: u64, cluster: Option<u64>) -> Step {
-    Step::new("image", image)
-        .with_if(format == Format::Raw, "format", "raw")
-        .with("size", size_value(size))
-        .with_if(cluster.is_some(), "cluster-size", size_value(cluster.unwrap_or(0)))
+    Step::new("image", image).with_if(format == Format::Raw, "format", "raw").with("size", size_value(size)).with_if(
+        cluster.is_some(),
+        "cluster-size",
+        size_value(cluster.unwrap_or(0)),
+    )
 }
 
 impl World {
@@ -99,11 +96,7 @@ impl World {
             self.disks.push(disk);
             return self.disks.len() - 1;
         }
-        let cluster = if format == Format::Qcow2 {
-            self.cluster_size(size)
-        } else {
-            None
-        };
+        let cluster = if format == Format::Qcow2 { self.cluster_size(size) } else { None };
         if wish.backing && self.level == Level::Hard && format == Format::Qcow2 && self.one_in(3) {
             let base = self.base_image(size, cluster);
             self.step(Step::new("image", image).with("backing", base));
@@ -111,11 +104,7 @@ impl World {
             disk.backed = true;
         } else {
             self.step(image_step(image, format, size, cluster));
-            disk.cluster = if format == Format::Qcow2 {
-                cluster.unwrap_or(65536)
-            } else {
-                0
-            };
+            disk.cluster = if format == Format::Qcow2 { cluster.unwrap_or(65536) } else { 0 };
         }
         disk.unmap = self.one_in(3);
         disk.image = Some(image.to_string());
@@ -135,24 +124,14 @@ impl World {
     pub(super) fn open_as(&mut self, node: &str, format: Format, image: &str, unmap: bool, file_node: Option<&str>) {
         let below: Yaml = match file_node {
             Some(name) => {
-                let arguments = args()
-                    .set("node-name", name)
-                    .set("driver", "file")
-                    .set("filename", path(image));
+                let arguments = args().set("node-name", name).set("driver", "file").set("filename", path(image));
                 self.execute("blockdev-add", arguments);
                 name.into()
             }
             None => file(image).into(),
         };
-        let arguments = args()
-            .set("node-name", node)
-            .set("driver", format.driver())
-            .set("file", below);
-        let arguments = if unmap {
-            arguments.set("discard", "unmap")
-        } else {
-            arguments
-        };
+        let arguments = args().set("node-name", node).set("driver", format.driver()).set("file", below);
+        let arguments = if unmap { arguments.set("discard", "unmap") } else { arguments };
         self.execute("blockdev-add", arguments);
     }
 
@@ -166,10 +145,7 @@ impl World {
     fn base_image(&mut self, size: u64, cluster: Option<u64>) -> String {
         let base = format!("base{}", self.new_image());
         self.step(image_step(&base, Format::Qcow2, size, cluster));
-        let arguments = args()
-            .set("node-name", "base-node")
-            .set("driver", "qcow2")
-            .set("file", file(&base));
+        let arguments = args().set("node-name", "base-node").set("driver", "qcow2").set("file", file(&base));
         self.execute_silently("blockdev-add", arguments);
         self.disks.push(Disk::new("base-node", Format::Qcow2, size));
         self.guest_at(self.disks.len() - 1, 3, Mix::Data);
@@ -185,37 +161,19 @@ impl World {
         match self.rng.below(20) {
             0 | 1 if !lasting => {
                 self.add_null(&node, size);
-                Target {
-                    node,
-                    file_node: None,
-                    image: None,
-                    format: Format::Null,
-                    cluster: 65536,
-                }
+                Target { node, file_node: None, image: None, format: Format::Null, cluster: 65536 }
             }
             2..=4 => {
                 self.step(image_step(&image, Format::Raw, size, None));
                 let file_node = self.open(&node, Format::Raw, &image, false);
-                Target {
-                    node,
-                    file_node,
-                    image: Some(image),
-                    format: Format::Raw,
-                    cluster: 65536,
-                }
+                Target { node, file_node, image: Some(image), format: Format::Raw, cluster: 65536 }
             }
             5..=7 => {
                 let cluster = self.cluster_size(size).unwrap_or(65536);
                 self.created_target(&node, &image, size, cluster);
                 let file_node = Some(format!("file-{node}"));
                 let cluster = cluster.max(65536);
-                Target {
-                    node,
-                    file_node,
-                    image: Some(image),
-                    format: Format::Qcow2,
-                    cluster,
-                }
+                Target { node, file_node, image: Some(image), format: Format::Qcow2, cluster }
             }
             _ => {
                 let cluster = self.cluster_size(size);
@@ -230,13 +188,7 @@ impl World {
         self.step(image_step(&image, Format::Qcow2, size, cluster));
         let file_node = self.open(&node, Format::Qcow2, &image, false);
         let cluster = cluster.unwrap_or(65536).max(65536);
-        Target {
-            node,
-            file_node,
-            image: Some(image),
-            format: Format::Qcow2,
-            cluster,
-        }
+        Target { node, file_node, image: Some(image), format: Format::Qcow2, cluster }
     }
 
     /// A target for a job that is to be held by its speed limit; none if the disk is too small for that.
@@ -252,24 +204,14 @@ impl World {
         if self.one_in(4) {
             self.step(image_step(&image, Format::Raw, size, None));
             let file_node = self.open(&node, Format::Raw, &image, false);
-            return Some(Target {
-                node,
-                file_node,
-                image: Some(image),
-                format: Format::Raw,
-                cluster: 65536,
-            });
+            return Some(Target { node, file_node, image: Some(image), format: Format::Raw, cluster: 65536 });
         }
         let cluster = self.pick(&[None, Some(65536), Some(16384)]);
         Some(self.qcow2_target(node, size, cluster))
     }
 
     fn created_target(&mut self, node: &str, image: &str, size: u64, cluster: u64) {
-        let with = args()
-            .set("image", image)
-            .set("node", node)
-            .set("size", size)
-            .set("cluster", cluster);
+        let with = args().set("image", image).set("node", node).set("size", size).set("cluster", cluster);
         self.call(create_target(), with);
     }
 
@@ -292,25 +234,14 @@ fn create_target() -> Procedure {
     let image = "TEST_DIR/PID-{{ image }}";
     let format = args().set("driver", "qcow2").set("file", "file-{{ node }}");
     let format = format.set("size", "{{ size }}").set("cluster-size", "{{ cluster }}");
-    let top = args()
-        .set("driver", "qcow2")
-        .set("node-name", "{{ node }}")
-        .set("file", "file-{{ node }}");
+    let top = args().set("driver", "qcow2").set("node-name", "{{ node }}").set("file", "file-{{ node }}");
     Procedure {
         name: "create-target",
         params: vec!["image", "node", "size", "cluster"],
         steps: vec![
-            create(
-                "create-file",
-                args().set("driver", "file").set("filename", image).set("size", 0_u64),
-            ),
+            create("create-file", args().set("driver", "file").set("filename", image).set("size", 0_u64)),
             Step::new("run-job", "create-file"),
-            open(
-                args()
-                    .set("driver", "file")
-                    .set("node-name", "file-{{ node }}")
-                    .set("filename", image),
-            ),
+            open(args().set("driver", "file").set("node-name", "file-{{ node }}").set("filename", image)),
             create("create-format", format),
             Step::new("run-job", "create-format"),
             open(top),

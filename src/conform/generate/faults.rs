@@ -9,14 +9,14 @@ use super::guest::Mix;
 use super::model::{Bitmap, Disk, Format};
 use super::pick::BITMAPS;
 use super::world::{Level, World};
-use super::yaml::{Args, Script, Step, Yaml, args};
+use super::yaml::{Args, Script, Step, args};
 
 const KIB: u64 = 1 << 10;
 
 /// Writes a scenario of the family.
 pub(super) fn generate(mut world: World, name: String, description: String) -> Script {
     if world.one_in(7) {
-        return table(world, name, description);
+        return super::tables::faults(world, name, description);
     }
     world.vm("launch");
     let phases = match world.level {
@@ -87,19 +87,8 @@ fn set_state(event: &str, from: u64) -> Args {
 impl World {
     /// Any policy with any error.
     pub(super) fn policy(&mut self) -> Policy {
-        let names = [
-            None,
-            Some("report"),
-            Some("stop"),
-            Some("stop"),
-            Some("ignore"),
-            Some("enospc"),
-            Some("auto"),
-        ];
-        Policy {
-            name: self.pick(&names),
-            errno: self.pick(&[5, 5, 28, 28, 1, 22]),
-        }
+        let names = [None, Some("report"), Some("stop"), Some("stop"), Some("ignore"), Some("enospc"), Some("auto")];
+        Policy { name: self.pick(&names), errno: self.pick(&[5, 5, 28, 28, 1, 22]) }
     }
 
     /// A disk called drive0 on the image `src`, with data in `count` clusters of 64 KiB.
@@ -146,10 +135,7 @@ impl World {
         let rules = args().set("driver", "blkdebug").set("image", file(image));
         let rules = rules.maybe("set-state", (!states.is_empty()).then_some(states));
         let rules = rules.maybe("inject-error", (!errors.is_empty()).then_some(errors));
-        let arguments = args()
-            .set("node-name", node)
-            .set("driver", format.driver())
-            .set("file", rules);
+        let arguments = args().set("node-name", node).set("driver", format.driver()).set("file", rules);
         self.execute("blockdev-add", arguments);
     }
 
@@ -263,10 +249,7 @@ fn dirty_bitmap(world: &mut World, disk: usize, clusters: usize) -> String {
     let name = world.pick(&BITMAPS).to_string();
     let granularity = world.granularity().filter(|bytes| *bytes <= 2 << 20);
     let node = world.disks[disk].node.clone();
-    let arguments = args()
-        .set("node", node)
-        .set("name", &name)
-        .maybe("granularity", granularity);
+    let arguments = args().set("node", node).set("name", &name).maybe("granularity", granularity);
     world.execute("block-dirty-bitmap-add", arguments);
     let model = &mut world.disks[disk];
     let bitmap = Bitmap::new(&name, granularity.unwrap_or(model.default_granularity()), model.size);
@@ -301,19 +284,11 @@ fn unreadable_source(world: &mut World) {
     let rule = inject("read_aio", policy.errno).maybe("state", (state > 1).then_some(state));
     let rule = rule.set("once", !lasting).set("immediately", world.coin());
     world.reopen_with_rules(disk, states, vec![rule]);
-    let bitmap = if world.coin() {
-        Some(dirty_bitmap(world, disk, 4))
-    } else {
-        None
-    };
+    let bitmap = if world.coin() { Some(dirty_bitmap(world, disk, 4)) } else { None };
     let node = world.new_target();
     let size = world.disks[disk].size;
     let cluster = world.pick(&[None, Some(65536), Some(4096)]);
-    let target = if world.one_in(4) {
-        world.slow_target(8 << 20)
-    } else {
-        None
-    };
+    let target = if world.one_in(4) { world.slow_target(8 << 20) } else { None };
     let target = match target {
         Some(target) if size == 8 << 20 => target,
         _ => world.qcow2_target(node, size, cluster),
@@ -330,11 +305,7 @@ fn unreadable_source(world: &mut World) {
     }
     let before = world.owned(disk, &backup);
     world.start(&backup);
-    let end = if lasting {
-        hopeless(world, &backup)
-    } else {
-        world.follow_failing(disk, &backup, policy)
-    };
+    let end = if lasting { hopeless(world, &backup) } else { world.follow_failing(disk, &backup, policy) };
     world.settle(disk, &backup, before, end);
     world.aftermath(&backup);
     if !lasting && world.one_in(3) {
@@ -365,11 +336,7 @@ fn unwritable_target(world: &mut World) {
     } else {
         world.scattered_disk(4)
     };
-    let bitmap = if world.coin() {
-        Some(dirty_bitmap(world, disk, 4))
-    } else {
-        None
-    };
+    let bitmap = if world.coin() { Some(dirty_bitmap(world, disk, 4)) } else { None };
     if bitmap.is_none() {
         world.scatter(disk, 4);
     }
@@ -411,13 +378,7 @@ pub(super) fn target_with_rules(
     world.step(image_step(&image, Format::Qcow2, size, cluster));
     world.add_with_rules(&node, Format::Qcow2, &image, states, errors);
     let cluster = cluster.unwrap_or(65536).max(65536);
-    Target {
-        node,
-        file_node: None,
-        image: Some(image),
-        format: Format::Qcow2,
-        cluster,
-    }
+    Target { node, file_node: None, image: Some(image), format: Format::Qcow2, cluster }
 }
 
 /// Some write of the target's metadata fails; the job may not even notice.
@@ -443,10 +404,7 @@ fn metadata(world: &mut World) {
         "flush_to_disk",
     ];
     let event = world.pick(&events);
-    let policy = Policy {
-        name: world.pick(&[None, Some("report"), Some("ignore")]),
-        errno: world.pick(&[5, 28]),
-    };
+    let policy = Policy { name: world.pick(&[None, Some("report"), Some("ignore")]), errno: world.pick(&[5, 28]) };
     let cluster = world.pick(&[None, Some(65536), Some(65536), Some(4096), Some(256 * KIB)]);
     let rule = inject(event, policy.errno).set("once", true);
     let target = target_with_rules(world, size, cluster, Vec::new(), vec![rule]);
@@ -464,11 +422,7 @@ fn metadata(world: &mut World) {
     world.disks.pop();
     let at = world.rng.below(2) as usize;
     commands.insert(at, write);
-    world.step(
-        Step::new("qemu-io", &target.node)
-            .with("commands", commands)
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", &target.node).with("commands", commands).with("output", true));
     world.execute("blockdev-del", args().set("node-name", &target.node));
     if let Some(image) = &target.image {
         world.step(qemu_img("check", image));
@@ -481,26 +435,16 @@ fn metadata(world: &mut World) {
 /// One sector of the source or the target is bad for good; the blkdebug node stands above the format.
 fn bad_sector(world: &mut World) {
     let on_source = world.coin();
-    world.headline(if on_source {
-        "A bad sector on the source"
-    } else {
-        "A bad sector on the target"
-    });
+    world.headline(if on_source { "A bad sector on the source" } else { "A bad sector on the target" });
     let size = 4 << 20;
     let cluster = world.rng.below(size / (64 * KIB));
     let sector = cluster * 128 + world.rng.below(128);
     let names = [None, Some("report"), Some("stop"), Some("stop"), Some("enospc")];
-    let policy = Policy {
-        name: world.pick(&names),
-        errno: world.pick(&[5, 28]),
-    };
+    let policy = Policy { name: world.pick(&names), errno: world.pick(&[5, 28]) };
     let format = world.pick(&[Format::Qcow2, Format::Qcow2, Format::Raw]);
     let rule = |world: &mut World, side: &'static str| {
         let iotype = world.maybe(2, side);
-        let rule = args()
-            .set("event", "none")
-            .maybe("iotype", iotype)
-            .set("sector", sector);
+        let rule = args().set("event", "none").maybe("iotype", iotype).set("sector", sector);
         vec![rule.set("errno", policy.errno)]
     };
     let disk = world.disk_of(Wish::qcow2(size), "src", format, size);
@@ -511,37 +455,24 @@ fn bad_sector(world: &mut World) {
     let (device, target);
     if on_source {
         device = "bad-source".to_string();
-        let arguments = args()
-            .set("node-name", &device)
-            .set("driver", "blkdebug")
-            .set("image", &format_node);
+        let arguments = args().set("node-name", &device).set("driver", "blkdebug").set("image", &format_node);
         let rules = rule(world, "read");
         world.execute("blockdev-add", arguments.set("inject-error", rules));
         target = world.target(size, true);
     } else {
         device = format_node.clone();
         let below = world.target(size, true);
-        let arguments = args()
-            .set("node-name", "bad-target")
-            .set("driver", "blkdebug")
-            .set("image", &below.node);
+        let arguments = args().set("node-name", "bad-target").set("driver", "blkdebug").set("image", &below.node);
         let rules = rule(world, "write");
         world.execute("blockdev-add", arguments.set("inject-error", rules));
-        target = Target {
-            node: "bad-target".to_string(),
-            ..below
-        };
+        target = Target { node: "bad-target".to_string(), ..below };
     }
     let mut backup = step_by_step(world, disk, &target);
     backup.device = device;
     if backup.filter.as_deref() != Some("backup-top") {
         backup.filter = None;
     }
-    let side = if on_source {
-        &mut backup.on_source_error
-    } else {
-        &mut backup.on_target_error
-    };
+    let side = if on_source { &mut backup.on_source_error } else { &mut backup.on_target_error };
     *side = policy.name;
     world.start(&backup);
     if policy.stops() {
@@ -551,91 +482,3 @@ fn bad_sector(world: &mut World) {
         world.query_jobs();
     }
 }
-
-/// One error of the target: a line for each policy.
-fn table(mut world: World, name: String, description: String) -> Script {
-    let size: u64 = 4 << 20;
-    let on_source = world.one_in(3);
-    let side = if on_source {
-        "on-source-error"
-    } else {
-        "on-target-error"
-    };
-    world.step(Step::new(
-        "log",
-        format!("=== errno {{{{ errno }}}}, {side} {{{{ policy }}}}{STOPS} ==="),
-    ));
-    world.step(Step::new("image", "img").with("size", "{{ size }}"));
-    world.vm("launch");
-    world.open_as("drive0", Format::Qcow2, "img", false, None);
-    let mut disk = Disk::new("drive0", Format::Qcow2, size);
-    (disk.image, disk.cluster) = (Some("img".to_string()), 65536);
-    world.disks.push(disk);
-    world.guest_at(0, 3, Mix::Writes);
-    let event = if on_source {
-        "read_aio"
-    } else {
-        world.pick(&["write_aio", "cluster_alloc", "pwritev"])
-    };
-    let rule = args().set("event", event).set("errno", "{{ errno }}").set("once", true);
-    if on_source {
-        world.reopen_with_rules(0, Vec::new(), vec![rule.clone()]);
-    }
-    world.execute("block-dirty-bitmap-add", args().set("node", "drive0").set("name", "b"));
-    world.guest_at(0, 2, Mix::Writes);
-    world.guest_commands("drive0", vec!["write -P0x55 1M 64K".to_string()]);
-    world.step(Step::new("image", "target").with("size", "{{ size }}"));
-    if on_source {
-        world.open_as("target", Format::Qcow2, "target", false, None);
-    } else {
-        world.add_with_rules("target", Format::Qcow2, "target", Vec::new(), vec![rule]);
-    }
-    let mut backup = Backup::new("job0".to_string(), "drive0", "target");
-    (backup.sync, backup.bitmap, backup.auto_dismiss) = ("bitmap", Some("b".to_string()), false);
-    backup.mode = Some(world.pick(&["on-success", "always", "never"]));
-    let policy = Some("{{ policy }}");
-    let policy_side = if on_source {
-        &mut backup.on_source_error
-    } else {
-        &mut backup.on_target_error
-    };
-    *policy_side = policy;
-    world.start(&backup);
-    let stopped = world.inside(|world| {
-        world.started("job0");
-        world.stopped_again(&backup);
-        world.query_jobs();
-        world.either(["job-resume", "block-job-resume"], "job0");
-    });
-    stopped
-        .into_iter()
-        .for_each(|step| world.step(step.with("when", "stops")));
-    world.step(backup.run_job());
-    world.query_bitmaps();
-    let lines = world.rng.between(2, 5) as usize;
-    let mut all = Vec::new();
-    for name in ["report", "ignore", "stop", "enospc", "auto"] {
-        all.extend([5, 28].map(|errno| Policy {
-            name: Some(name),
-            errno,
-        }));
-    }
-    let line = |policy: Policy| {
-        let name = policy.name.unwrap_or_default();
-        args()
-            .set("errno", policy.errno)
-            .set("policy", name)
-            .set("stops", policy.stops())
-    };
-    let cases = world.some_of(&all, lines).into_iter().map(line).collect();
-    let vars = args().set("size", Yaml::from(size));
-    let case_name = Some("{{ policy }} {{ errno }}".to_string());
-    Script {
-        vars,
-        cases,
-        case_name,
-        ..world.script(name, description)
-    }
-}
-
-const STOPS: &str = "{{ ', stops' if stops else '' }}";

@@ -35,11 +35,7 @@ pub(super) fn copy_before_write_fails(world: &mut World) {
     world.step(backup.run_job());
     let (offset, bytes) = world.place(size);
     let read = format!("read -P0x0 {} {}", world.number(offset), world.number(bytes));
-    world.step(
-        Step::new("qemu-io", &target.node)
-            .with("command", read)
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", &target.node).with("command", read).with("output", true));
     if world.one_in(3) {
         world.recovery(disk, None);
     }
@@ -47,11 +43,7 @@ pub(super) fn copy_before_write_fails(world: &mut World) {
 
 fn one_write(world: &mut World, disk: usize) -> String {
     let (offset, bytes) = world.place(world.disks[disk].size);
-    if world.one_in(4) {
-        world.read_command(disk, offset, bytes)
-    } else {
-        world.write_command(disk, offset, bytes)
-    }
+    if world.one_in(4) { world.read_command(disk, offset, bytes) } else { world.write_command(disk, offset, bytes) }
 }
 
 /// Requests of the guest fail; its bitmap counts them all the same.
@@ -60,33 +52,19 @@ pub(super) fn guest_fails(world: &mut World) {
     let size = world.pick(&[4 << 20, 8 << 20]);
     let disk = world.disk_of(Wish::qcow2(size), "src", Format::Qcow2, size);
     world.guest_at(disk, 5, Mix::Writes);
-    let event = world.pick(&[
-        "write_aio",
-        "write_aio",
-        "read_aio",
-        "l2_update",
-        "cluster_alloc",
-        "flush_to_disk",
-    ]);
+    let event = world.pick(&["write_aio", "write_aio", "read_aio", "l2_update", "cluster_alloc", "flush_to_disk"]);
     let errno = world.pick(&[5, 28]);
     let once = !world.one_in(6);
     world.reopen_with_rules(disk, Vec::new(), vec![inject(event, errno).set("once", once)]);
     let node = world.disks[disk].node.clone();
     let granularity = world.granularity();
-    let arguments = args()
-        .set("node", &node)
-        .set("name", "weekly")
-        .maybe("granularity", granularity);
+    let arguments = args().set("node", &node).set("name", "weekly").maybe("granularity", granularity);
     world.execute("block-dirty-bitmap-add", arguments);
     let mut commands: Vec<String> = (0..world.rng.between(2, 4)).map(|_| one_write(world, disk)).collect();
     if world.one_in(3) {
         commands.push("flush".to_string());
     }
-    world.step(
-        Step::new("qemu-io", &node)
-            .with("commands", commands)
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", &node).with("commands", commands).with("output", true));
     world.query_bitmaps();
     if !once {
         return;
@@ -112,10 +90,7 @@ pub(super) fn one_of_two_fails(world: &mut World) {
     }
     for disk in 0..2 {
         let node = world.disks[disk].node.clone();
-        let arguments = args()
-            .set("node", node)
-            .set("name", "bitmap0")
-            .set("granularity", 65536_u64);
+        let arguments = args().set("node", node).set("name", "bitmap0").set("granularity", 65536_u64);
         world.execute("block-dirty-bitmap-add", arguments);
         world.guest_at(disk, 2, Mix::Writes);
     }
@@ -126,19 +101,10 @@ pub(super) fn one_of_two_fails(world: &mut World) {
     let below = world.qcow2_target(node, sizes[1], cluster);
     // Not in the first chunk, which is copied before the job is held.
     let sector = world.rng.between(4096, sizes[1] / 512 - 1);
-    let rule = args()
-        .set("event", "none")
-        .set("sector", sector)
-        .set("errno", world.pick(&[5_u64, 28]));
-    let bad = args()
-        .set("node-name", "bad-target")
-        .set("driver", "blkdebug")
-        .set("image", &below.node);
+    let rule = args().set("event", "none").set("sector", sector).set("errno", world.pick(&[5_u64, 28]));
+    let bad = args().set("node-name", "bad-target").set("driver", "blkdebug").set("image", &below.node);
     world.execute("blockdev-add", bad.set("inject-error", vec![rule]));
-    let bad = Target {
-        node: "bad-target".to_string(),
-        ..below
-    };
+    let bad = Target { node: "bad-target".to_string(), ..below };
     let [first, second] = two_backups(world, &good, &bad);
     let actions = [&first, &second].map(|backup| action("blockdev-backup", backup.arguments()));
     world.step(transaction(Some(mode), actions.to_vec()));
@@ -150,10 +116,7 @@ pub(super) fn one_of_two_fails(world: &mut World) {
     world.sleep(200);
     world.query_jobs();
     world.step(Step::new("query-events", args()).with("match", args().set("id", &first.job)));
-    world.execute(
-        "block-job-set-speed",
-        args().set("device", &second.job).set("speed", 0_u64),
-    );
+    world.execute("block-job-set-speed", args().set("device", &second.job).set("speed", 0_u64));
     world.wait_status(&second.job, second.last_state(), false);
     if mode == "grouped" {
         world.wait_status(&first.job, first.last_state(), false);

@@ -31,11 +31,7 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
         Level::Medium => 2,
         Level::Hard => 3,
     };
-    world.new_disk(Wish {
-        limit: 16 << 20,
-        any_format: true,
-        backing: true,
-    });
+    world.new_disk(Wish { limit: 16 << 20, any_format: true, backing: true });
     for _ in 0..rounds {
         match world.rng.below(10) {
             0 | 1 => target_as_snapshot(&mut world),
@@ -58,11 +54,7 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
 fn snapshot(world: &mut World) {
     world.headline("Fleecing");
     let size = world.disks[0].size;
-    let bitmap = if world.one_in(3) {
-        world.recording_bitmap(0)
-    } else {
-        None
-    };
+    let bitmap = if world.one_in(3) { world.recording_bitmap(0) } else { None };
     if bitmap.is_some() {
         world.guest_at(0, 3, Mix::Writes);
     }
@@ -70,13 +62,7 @@ fn snapshot(world: &mut World) {
     let target = if broken {
         let errno = world.pick(&[5, 28]);
         let event = world.pick(&["write_aio", "cluster_alloc", "pwritev"]);
-        target_with_rules(
-            world,
-            size,
-            Some(65536),
-            Vec::new(),
-            vec![inject(event, errno).set("once", true)],
-        )
+        target_with_rules(world, size, Some(65536), Vec::new(), vec![inject(event, errno).set("once", true)])
     } else {
         world.target(size, false)
     };
@@ -101,33 +87,15 @@ fn add_snapshot(world: &mut World, disk: usize, target: &Target, bitmap: Option<
     // In 7.2 most time-outs are far shorter than they say; these are long enough all the same.
     let timeout = world.pick(&[None, None, None, Some(0_u64), Some(10), Some(30)]);
     let bitmap = bitmap.map(|name| args().set("node", &node).set("name", name));
-    let filter = args()
-        .set("node-name", "cbw")
-        .set("driver", "copy-before-write")
-        .set("file", &node);
-    let filter = filter
-        .set("target", &target.node)
-        .maybe("bitmap", bitmap)
-        .maybe("on-cbw-error", on_error);
+    let filter = args().set("node-name", "cbw").set("driver", "copy-before-write").set("file", &node);
+    let filter = filter.set("target", &target.node).maybe("bitmap", bitmap).maybe("on-cbw-error", on_error);
     world.execute("blockdev-add", filter.maybe("cbw-timeout", timeout));
     let unmap = world.coin();
-    let access = args()
-        .set("node-name", "access")
-        .set("driver", "snapshot-access")
-        .set("file", "cbw");
+    let access = args().set("node-name", "access").set("driver", "snapshot-access").set("file", "cbw");
     world.execute("blockdev-add", access.maybe("discard", unmap.then_some("unmap")));
     let frozen = world.disks.len();
-    world.disks.push(Disk {
-        node: "access".to_string(),
-        bitmaps: Vec::new(),
-        ..world.disks[disk].clone()
-    });
-    Snapshot {
-        disk,
-        frozen,
-        cluster: target.cluster,
-        unmap,
-    }
+    world.disks.push(Disk { node: "access".to_string(), bitmaps: Vec::new(), ..world.disks[disk].clone() });
+    Snapshot { disk, frozen, cluster: target.cluster, unmap }
 }
 
 fn remove_snapshot(world: &mut World, one: &Snapshot) {
@@ -184,7 +152,7 @@ fn read(world: &mut World, one: &Snapshot) {
 fn discard(world: &mut World, one: &Snapshot) {
     let size = world.disks[one.frozen].size;
     let clusters = size / one.cluster;
-    if (one.unmap && size % one.cluster != 0) || clusters == 0 {
+    if (one.unmap && !size.is_multiple_of(one.cluster)) || clusters == 0 {
         return world.query_bitmaps();
     }
     let first = world.rng.below(clusters);
@@ -249,20 +217,13 @@ fn target_as_snapshot(world: &mut World) {
     let image = format!("{node}-img");
     world.step(image_step(&image, Format::Qcow2, size, None));
     let source = world.disks[0].node.clone();
-    let top = args()
-        .set("node-name", &node)
-        .set("driver", "qcow2")
-        .set("file", super::disks::file(&image));
+    let top = args().set("node-name", &node).set("driver", "qcow2").set("file", super::disks::file(&image));
     world.execute("blockdev-add", top.set("backing", &source));
     let mut backup = Backup::new(world.new_job(), &source, &node);
     (backup.sync, backup.filter) = ("none", Some("fleecing".to_string()));
     world.start(&backup);
     let frozen = world.disks.len();
-    world.disks.push(Disk {
-        node: node.clone(),
-        bitmaps: Vec::new(),
-        ..world.disks[0].clone()
-    });
+    world.disks.push(Disk { node: node.clone(), bitmaps: Vec::new(), ..world.disks[0].clone() });
     for _ in 0..world.rng.between(2, 5) {
         if world.coin() {
             world.guest(0, "fleecing", 2, Mix::All);
@@ -288,12 +249,7 @@ fn wrong_filters(world: &mut World) {
     let filter = || args().set("node-name", "cbw").set("driver", "copy-before-write");
     let whole = || filter().set("file", &node).set("target", &target.node);
     let bitmap = |node: &str| args().set("node", node).set("name", "bitmap404");
-    let access = |file: &str| {
-        args()
-            .set("node-name", "access")
-            .set("driver", "snapshot-access")
-            .set("file", file)
-    };
+    let access = |file: &str| args().set("node-name", "access").set("driver", "snapshot-access").set("file", file);
     let list: Vec<Args> = vec![
         filter().set("file", &node),
         filter().set("target", &target.node),
@@ -313,9 +269,7 @@ fn wrong_filters(world: &mut World) {
     if world.coin() {
         // A node without snapshots opens well, and fails later.
         world.execute("blockdev-add", access(&node));
-        let read = Step::new("qemu-io", "access")
-            .with("command", "read 0 64k")
-            .with("output", true);
+        let read = Step::new("qemu-io", "access").with("command", "read 0 64k").with("output", true);
         world.step(read);
         world.execute("blockdev-del", args().set("node-name", "access"));
     }

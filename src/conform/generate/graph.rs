@@ -60,18 +60,10 @@ fn first_disk(world: &mut World) {
     let image = format!("img{}", world.new_image());
     let format = world.weighted(&[(3, Format::Qcow2), (1, Format::Raw)]);
     let size = world.disk_size(8 << 20);
-    let cluster = if format == Format::Qcow2 {
-        world.cluster_size(size)
-    } else {
-        None
-    };
+    let cluster = if format == Format::Qcow2 { world.cluster_size(size) } else { None };
     world.step(image_step(&image, format, size, cluster));
     let mut disk = Disk::new(&node, format, size);
-    disk.cluster = if format == Format::Qcow2 {
-        cluster.unwrap_or(65536)
-    } else {
-        0
-    };
+    disk.cluster = if format == Format::Qcow2 { cluster.unwrap_or(65536) } else { 0 };
     (disk.image, disk.file_node) = (Some(image.clone()), Some(format!("{node}-file")));
     world.open_as(&node, format, &image, false, disk.file_node.as_deref());
     world.disks.push(disk);
@@ -90,11 +82,7 @@ fn another_disk(world: &mut World) {
             world.disks.push(Disk::new(&node, Format::Null, size));
         }
         _ => {
-            let wish = super::disks::Wish {
-                limit: 8 << 20,
-                any_format: true,
-                backing: false,
-            };
+            let wish = super::disks::Wish { limit: 8 << 20, any_format: true, backing: false };
             world.empty_disk(wish);
         }
     }
@@ -141,53 +129,64 @@ fn wrong_add(world: &mut World) {
     let disk = any_disk(world);
     let model = world.disks[disk].clone();
     let image = model.image.clone().unwrap_or_else(|| "missing".to_string());
+    if world.one_in(3) {
+        let arguments = world.pick(&[names_refused(&model), drivers_refused()].concat());
+        return world.execute("blockdev-add", arguments);
+    }
+    let arguments = world.pick(&options_refused(&model.node, &image));
+    world.execute("blockdev-add", arguments);
+    if world.one_in(4) {
+        // Some of these are taken, depending on the disk; then the node is in nobody's way for long.
+        world.execute("blockdev-del", args().set("node-name", "new"));
+    }
+}
+
+fn names_refused(model: &Disk) -> Vec<Args> {
+    let names = [model.node.as_str(), "", "1st", "a b", "a-node-name-that-is-too-long-for-qemu"];
+    let null = || args().set("driver", "null-co");
+    let mut list: Vec<Args> = names.map(|name| null().set("node-name", name)).to_vec();
+    list.push(null());
+    list
+}
+
+fn drivers_refused() -> Vec<Args> {
     let new = || args().set("node-name", "new");
-    let over = |driver: &str, image: &str| new().set("driver", driver).set("file", file(image));
-    let null = |name: &str| args().set("node-name", name).set("driver", "null-co");
-    let list: Vec<Args> = vec![
-        null(&model.node),
-        null(""),
-        null("1st"),
-        null("a b"),
-        null("a-node-name-that-is-too-long-for-qemu"),
-        args().set("driver", "null-co"),
-        new().set("driver", "qcow3"),
+    vec![
         new(),
+        new().set("driver", "qcow3"),
         new().set("driver", "qcow2"),
         new().set("driver", "file"),
         new().set("driver", "file").set("filename", path("missing")),
-        over("qcow2", "missing"),
-        over("qcow2", &image),
-        over("raw", &image),
-        over("qcow2", &image).set("read-only", true),
-        over("qcow2", &image).set("force-share", true),
-        over("qcow2", &image).set("bogus", 1_u64),
-        over("qcow2", &image).set("read-only", "maybe"),
-        over("qcow2", &image).set("discard", "never"),
-        over("qcow2", &image).set("detect-zeroes", "unmap"),
-        new().set("driver", "qcow2").set("file", "nothing"),
-        new().set("driver", "qcow2").set("file", &model.node),
-        new()
-            .set("driver", "raw")
-            .set("file", file(&image))
-            .set("offset", 100_u64),
         new().set("driver", "blkdebug"),
         new().set("driver", "blkdebug").set("image", "nothing"),
-        new()
-            .set("driver", "blkdebug")
-            .set("image", &model.node)
-            .set("inject-error", vec![args().set("event", "bogus")]),
-        new()
-            .set("driver", "blkdebug")
-            .set("image", &model.node)
-            .set("align", 100_u64),
         new().set("driver", "null-co").set("size", "big"),
-        over("qcow2", &image).set("backing", "nothing"),
-    ];
-    let arguments = world.pick(&list);
-    world.execute("blockdev-add", arguments);
-    // Some of these are taken, depending on the disk; then the node is in nobody's way for long.
-    world.execute("blockdev-del", args().set("node-name", "new"));
+    ]
+}
+
+/// Options that are refused, most of them whatever the disk is like.
+fn options_refused(node: &str, image: &str) -> Vec<Args> {
+    let new = || args().set("node-name", "new");
+    let over = |driver: &str, image: &str| new().set("driver", driver).set("file", file(image));
+    let blkdebug = || new().set("driver", "blkdebug").set("image", node);
+    vec![
+        over("qcow2", "missing"),
+        over("qcow2", image),
+        over("raw", image),
+        over("qcow2", image).set("read-only", true),
+        over("qcow2", image).set("force-share", true),
+        over("qcow2", image).set("bogus", 1_u64),
+        over("qcow2", image).set("read-only", "maybe"),
+        over("qcow2", image).set("discard", "never"),
+        over("qcow2", image).set("detect-zeroes", "unmap"),
+        over("qcow2", image).set("backing", "nothing"),
+        over("raw", image).set("offset", 100_u64),
+        new().set("driver", "qcow2").set("file", "nothing"),
+        new().set("driver", "qcow2").set("file", node),
+        blkdebug().set("inject-error", vec![args().set("event", "bogus")]),
+        blkdebug().set("inject-error", vec![args().set("errno", 5_u64)]),
+        blkdebug().set("set-state", vec![args().set("event", "read_aio").set("state", 1_u64)]),
+        blkdebug().set("align", 100_u64),
+    ]
 }
 
 fn wrong_delete(world: &mut World) {
@@ -218,12 +217,7 @@ fn reopen(world: &mut World) {
     let Some(name) = disk.file_node else {
         return wrong_reopen(world);
     };
-    let options = || {
-        args()
-            .set("node-name", &disk.node)
-            .set("driver", disk.format.driver())
-            .set("file", &name)
-    };
+    let options = || args().set("node-name", &disk.node).set("driver", disk.format.driver()).set("file", &name);
     match world.rng.below(4) {
         0 => {
             world.disks[at].unmap = true;
@@ -237,20 +231,14 @@ fn reopen(world: &mut World) {
             world.execute("blockdev-reopen", args().set("options", vec![options()]));
         }
         _ => {
-            world.execute(
-                "blockdev-reopen",
-                args().set("options", vec![options().set("read-only", true)]),
-            );
+            world.execute("blockdev-reopen", args().set("options", vec![options().set("read-only", true)]));
             let write = Step::new("qemu-io", &disk.node).with("command", "write -P 1 0 512");
             world.step(write.with("output", true));
             if world.one_in(3) {
                 world.execute("blockdev-reopen", args().set("options", vec![options()]));
             }
             world.disks[at].unmap = false;
-            world.execute(
-                "blockdev-reopen",
-                args().set("options", vec![options().set("read-only", false)]),
-            );
+            world.execute("blockdev-reopen", args().set("options", vec![options().set("read-only", false)]));
         }
     }
 }
@@ -259,24 +247,14 @@ fn wrong_reopen(world: &mut World) {
     let disk = any_disk(world);
     let model = world.disks[disk].clone();
     let name = model.file_node.clone().unwrap_or_else(|| "nothing".to_string());
-    let base = || {
-        args()
-            .set("node-name", &model.node)
-            .set("driver", model.format.driver())
-    };
+    let base = || args().set("node-name", &model.node).set("driver", model.format.driver());
     let list = [
         args().set("driver", "qcow2"),
-        args()
-            .set("node-name", "nothing")
-            .set("driver", "qcow2")
-            .set("file", &name),
+        args().set("node-name", "nothing").set("driver", "qcow2").set("file", &name),
         base().set("file", "nothing"),
         base().set("file", &model.node),
         base(),
-        args()
-            .set("node-name", &model.node)
-            .set("driver", "luks")
-            .set("file", &name),
+        args().set("node-name", &model.node).set("driver", "luks").set("file", &name),
         base().set("file", &name).set("read-only", "yes"),
         base().set("file", &name).set("detect-zeroes", "unmap"),
         base().set("file", &name).set("backing", "nothing"),
@@ -296,15 +274,7 @@ fn resize(world: &mut World) {
         world.execute("block_resize", arguments(wrong));
         return;
     }
-    let sizes = [
-        size + 512,
-        size + 65536,
-        size + (1 << 20),
-        size * 2,
-        size / 2 / 512 * 512,
-        512,
-        size,
-    ];
+    let sizes = [size + 512, size + 65536, size + (1 << 20), size * 2, size / 2 / 512 * 512, 512, size];
     let other = world.pick(&sizes).clamp(512, 64 << 20);
     world.execute("block_resize", arguments(other as i64));
     if resizable {
@@ -313,11 +283,7 @@ fn resize(world: &mut World) {
         disk.content.clear();
         disk.bitmaps.iter_mut().for_each(|bitmap| bitmap.known = false);
     }
-    world.step(
-        Step::new("qemu-io", node)
-            .with("command", "length")
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", node).with("command", "length").with("output", true));
     if world.coin() {
         world.query_bitmaps();
     }
@@ -333,47 +299,35 @@ fn overlay(world: &mut World) {
     let format = (disk.format == Format::Raw).then_some("raw");
     if world.coin() {
         world.step(image_step(&top, Format::Qcow2, disk.size, None));
-        let options = args()
-            .set("node-name", &node)
-            .set("driver", "qcow2")
-            .set("file", file(&top));
+        let options = args().set("node-name", &node).set("driver", "qcow2").set("file", file(&top));
         world.execute("blockdev-add", options.set("backing", &disk.node));
     } else {
-        let step = Step::new("image", &top)
-            .with("size", size_value(disk.size))
-            .with("backing", image);
+        let step = Step::new("image", &top).with("size", size_value(disk.size)).with("backing", image);
         world.step(match format {
             Some(format) => step.with("backing-format", format),
             None => step,
         });
         // Its backing image can't be opened a second time while the disk may write to it.
-        let options = args()
-            .set("node-name", &node)
-            .set("driver", "qcow2")
-            .set("file", file(&top));
-        world.execute("blockdev-add", options.clone());
+        let options = args().set("node-name", &node).set("driver", "qcow2").set("file", file(&top));
+        if world.coin() {
+            world.execute("blockdev-add", options.clone());
+        }
         world.execute("blockdev-add", options.set("backing", &disk.node));
     }
     let (offset, bytes) = world.place(disk.size);
     let read = world.read_command(at, offset, bytes);
-    let write = format!(
-        "write -P 77 {} {}",
-        world.number(offset),
-        world.number(bytes.min(65536))
-    );
+    let write = format!("write -P 77 {} {}", world.number(offset), world.number(bytes.min(65536)));
     let commands = vec![read.clone(), write, read];
-    world.step(
-        Step::new("qemu-io", &node)
-            .with("commands", commands)
-            .with("output", true),
-    );
+    world.step(Step::new("qemu-io", &node).with("commands", commands).with("output", true));
     if world.coin() {
         let map = Step::new("qemu-io", &node).with("command", "map").with("output", true);
         world.step(map);
     }
-    world.execute("blockdev-del", args().set("node-name", &disk.node));
+    if world.one_in(3) {
+        // In use, so that it stays.
+        world.execute("blockdev-del", args().set("node-name", &disk.node));
+    }
     world.execute("blockdev-del", args().set("node-name", &node));
-    // The disk is still there: it was in use when it should have gone.
 }
 
 fn bitmaps(world: &mut World) {

@@ -66,11 +66,7 @@ impl World {
         let pattern = self.pattern();
         self.disks[disk].write(offset, bytes, pattern);
         let flush = if self.one_in(10) { "-f " } else { "" };
-        let pattern = if self.coin() {
-            format!("-P {pattern}")
-        } else {
-            format!("-P{pattern:#x}")
-        };
+        let pattern = if self.coin() { format!("-P {pattern}") } else { format!("-P{pattern:#x}") };
         format!("write {flush}{pattern} {} {}", self.number(offset), self.number(bytes))
     }
 

@@ -237,21 +237,11 @@ fn stopped_by_an_error(world: &mut World) {
     world.step(image_step(&image, Format::Raw, size, None));
     world.open_as(&node, Format::Raw, &image, false, None);
     let once = world.coin();
-    let policy = Policy {
-        name: Some("stop"),
-        errno: world.pick(&[5, 28]),
-    };
+    let policy = Policy { name: Some("stop"), errno: world.pick(&[5, 28]) };
     let sector = world.pick(&[0_u64, 100, 2000, 3000]);
-    let rule = args()
-        .set("event", "none")
-        .set("sector", sector)
-        .set("errno", policy.errno)
-        .set("once", once);
+    let rule = args().set("event", "none").set("sector", sector).set("errno", policy.errno).set("once", once);
     let bad_node = format!("bad-{node}");
-    let bad = args()
-        .set("node-name", &bad_node)
-        .set("driver", "blkdebug")
-        .set("image", &node);
+    let bad = args().set("node-name", &bad_node).set("driver", "blkdebug").set("image", &node);
     world.execute("blockdev-add", bad.set("inject-error", vec![rule]));
     world.query_events();
     let mut backup = Backup::new(world.new_job(), &world.disks[disk].node.clone(), &bad_node);
@@ -332,10 +322,5 @@ fn table(mut world: World, name: String, description: String) -> Script {
     let cases = world.some_of(&COMMANDS[..12], lines).into_iter().map(line).collect();
     let vars = args().set("size", size);
     let case_name = Some("{{ command }}".to_string());
-    Script {
-        vars,
-        cases,
-        case_name,
-        ..world.script(name, description)
-    }
+    Script { vars, cases, case_name, ..world.script(name, description) }
 }

@@ -80,10 +80,7 @@ pub(super) fn in_a_transaction(world: &mut World) {
         backup
     });
     backups[0].speed = None;
-    let actions = backups
-        .iter()
-        .map(|backup| action("blockdev-backup", backup.arguments()))
-        .collect();
+    let actions = backups.iter().map(|backup| action("blockdev-backup", backup.arguments())).collect();
     world.step(transaction(Some(mode), actions));
     let [first, second] = &backups;
     let state = match mode {
@@ -169,19 +166,14 @@ pub(super) fn create_jobs(world: &mut World) {
     world.execute("blockdev-create", args().set("job-id", &first).set("options", file));
     world.step(Step::new("run-job", &first));
     world.query_events();
-    world.execute(
-        "blockdev-add",
-        args()
-            .set("node-name", &node)
-            .set("driver", "file")
-            .set("filename", &path),
-    );
+    world.execute("blockdev-add", args().set("node-name", &node).set("driver", "file").set("filename", &path));
     let count = world.rng.between(2, 4) as usize;
     let mut bad = Vec::new();
     for options in world.some_of(&bad_options(&node), count) {
         let job = format!("bad{number}-{}", bad.len());
         world.execute("blockdev-create", args().set("job-id", &job).set("options", options));
-        world.sleep(50);
+        // How long creating takes is the host's business.
+        world.wait_status(&job, "concluded", false);
         bad.push(job);
     }
     world.execute("query-jobs", args());
@@ -215,19 +207,14 @@ fn bad_options(node: &str) -> Vec<Args> {
         good().set("cluster-size", 4_u64 << 20),
         good().set("cluster-size", 3000_u64),
         good().set("cluster-size", 256_u64),
-        args()
-            .set("driver", "qcow2")
-            .set("file", "nofile")
-            .set("size", 1_u64 << 20),
+        args().set("driver", "qcow2").set("file", "nofile").set("size", 1_u64 << 20),
         good().set("extended-l2", true).set("cluster-size", 4096_u64),
         good().set("lazy-refcounts", true).set("version", "v2"),
         good().set("refcount-bits", 3_u64),
         good().set("refcount-bits", 128_u64),
         good().set("refcount-bits", 64_u64).set("version", "v2"),
         good().set("backing-fmt", "qcow2"),
-        good()
-            .set("backing-file", "TEST_DIR/PID-nothing")
-            .set("backing-fmt", "bochs"),
+        good().set("backing-file", "TEST_DIR/PID-nothing").set("backing-fmt", "bochs"),
         base(1000),
         base(-1),
         good().set("data-file-raw", true),
@@ -246,12 +233,8 @@ fn refused_at_once(world: &mut World, node: &str) {
         args().set("job-id", "").set("options", options()),
         args().set("options", options()),
         args().set("job-id", "raw").set("options", raw),
-        args()
-            .set("job-id", "bogus")
-            .set("options", options().set("bogus", 1_u64)),
-        args()
-            .set("job-id", "less")
-            .set("options", args().set("driver", "qcow2").set("file", node)),
+        args().set("job-id", "bogus").set("options", options().set("bogus", 1_u64)),
+        args().set("job-id", "less").set("options", args().set("driver", "qcow2").set("file", node)),
     ];
     let arguments = world.pick(&list);
     world.execute("blockdev-create", arguments);

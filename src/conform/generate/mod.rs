@@ -19,6 +19,7 @@ mod jobs_apart;
 mod model;
 mod persistent;
 mod pick;
+mod tables;
 mod world;
 mod yaml;
 

@@ -62,10 +62,7 @@ impl Bitmap {
 
     /// Sets the bits that were set in `before` as well.
     pub(super) fn restore(&mut self, before: &[bool]) {
-        self.bits
-            .iter_mut()
-            .zip(before)
-            .for_each(|(bit, before)| *bit |= before);
+        self.bits.iter_mut().zip(before).for_each(|(bit, before)| *bit |= before);
     }
 
     /// Sets the bits that `other` has set, of whatever granularity.
@@ -151,11 +148,7 @@ impl Disk {
         if self.format != Format::Null {
             self.content.push((offset, bytes, pattern));
         }
-        for bitmap in self
-            .bitmaps
-            .iter_mut()
-            .filter(|bitmap| bitmap.enabled && !bitmap.inconsistent)
-        {
+        for bitmap in self.bitmaps.iter_mut().filter(|bitmap| bitmap.enabled && !bitmap.inconsistent) {
             bitmap.mark(offset, bytes);
         }
     }
@@ -183,11 +176,7 @@ impl Disk {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Change {
     /// A new bitmap.
-    Add {
-        granularity: Option<i64>,
-        persistent: bool,
-        disabled: bool,
-    },
+    Add { granularity: Option<i64>, persistent: bool, disabled: bool },
     /// One bitmap less.
     Remove,
     /// No bit set any more.
@@ -212,12 +201,7 @@ pub(super) fn change(disks: &mut [Disk], node: &str, name: &str, change: &Change
     let Some(disk) = disks.iter_mut().find(|disk| disk.node == node) else {
         return false;
     };
-    if let Change::Add {
-        granularity,
-        persistent,
-        disabled,
-    } = change
-    {
+    if let Change::Add { granularity, persistent, disabled } = change {
         return add(disk, name, *granularity, *persistent, *disabled);
     }
     let size = disk.size;
@@ -243,9 +227,7 @@ pub(super) fn change(disks: &mut [Disk], node: &str, name: &str, change: &Change
 fn merge_sources(disks: &[Disk], list: &[(String, String)]) -> Option<Vec<(u64, Bitmap)>> {
     let source = |(node, name): &(String, String)| {
         let disk = disks.iter().find(|disk| disk.node == *node)?;
-        let bitmap = disk
-            .bitmap(name)
-            .filter(|bitmap| !bitmap.busy && !bitmap.inconsistent)?;
+        let bitmap = disk.bitmap(name).filter(|bitmap| !bitmap.busy && !bitmap.inconsistent)?;
         Some((disk.size, bitmap.clone()))
     };
     list.iter().map(source).collect()
@@ -275,11 +257,7 @@ mod tests {
     #[test]
     fn merging_a_coarse_bitmap_marks_all_fine_granules() {
         let mut disk = Disk::new("d", Format::Raw, 1 << 20);
-        let add = |granularity| Change::Add {
-            granularity: Some(granularity),
-            persistent: false,
-            disabled: false,
-        };
+        let add = |granularity| Change::Add { granularity: Some(granularity), persistent: false, disabled: false };
         let mut disks = {
             disk.write(0, 1, 1);
             vec![disk]
@@ -291,11 +269,6 @@ mod tests {
         let merge = Change::Merge(vec![("d".into(), "coarse".into())]);
         assert!(change(&mut disks, "d", "fine", &merge));
         assert_eq!(disks[0].bitmap("fine").map(Bitmap::count), Some(128));
-        assert!(!change(
-            &mut disks,
-            "d",
-            "fine",
-            &Change::Merge(vec![("d".into(), "none".into())])
-        ));
+        assert!(!change(&mut disks, "d", "fine", &Change::Merge(vec![("d".into(), "none".into())])));
     }
 }

@@ -32,16 +32,12 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
     }
     world.vm("launch");
     let mut size = world.disk_size(64 << 20);
-    if size % 65536 != 0 && world.coin() {
+    if !size.is_multiple_of(65536) && world.coin() {
         size = 16 << 20;
     }
     let cluster = world.cluster_size(size);
     world.step(super::disks::image_step("img", Format::Qcow2, size, cluster));
-    let mut image = Image {
-        size,
-        cluster: cluster.unwrap_or(65536),
-        stored: Vec::new(),
-    };
+    let mut image = Image { size, cluster: cluster.unwrap_or(65536), stored: Vec::new() };
     let rounds = match world.level {
         Level::Easy => 2,
         Level::Medium => world.rng.between(2, 3),
@@ -85,16 +81,9 @@ fn open(world: &mut World, image: &Image, again: bool) {
 }
 
 fn first_bitmaps(world: &mut World, first: bool) {
-    let count = if first {
-        world.rng.between(1, 4)
-    } else {
-        world.rng.below(2)
-    };
+    let count = if first { world.rng.between(1, 4) } else { world.rng.below(2) };
     for _ in 0..count {
-        let taken: Vec<&str> = BITMAPS
-            .into_iter()
-            .filter(|name| world.disks[0].bitmap(name).is_none())
-            .collect();
+        let taken: Vec<&str> = BITMAPS.into_iter().filter(|name| world.disks[0].bitmap(name).is_none()).collect();
         if taken.is_empty() {
             return;
         }
@@ -106,25 +95,10 @@ fn first_bitmaps(world: &mut World, first: bool) {
 }
 
 fn send_add(world: &mut World, name: &str, granularity: Option<i64>, persistent: bool, disabled: bool) {
-    let arguments = args()
-        .set("node", "drive0")
-        .set("name", name)
-        .maybe("granularity", granularity);
+    let arguments = args().set("node", "drive0").set("name", name).maybe("granularity", granularity);
     let arguments = arguments.maybe("persistent", persistent.then_some(true));
-    world.execute(
-        "block-dirty-bitmap-add",
-        arguments.maybe("disabled", disabled.then_some(true)),
-    );
-    change(
-        &mut world.disks,
-        "drive0",
-        name,
-        &Change::Add {
-            granularity,
-            persistent,
-            disabled,
-        },
-    );
+    world.execute("block-dirty-bitmap-add", arguments.maybe("disabled", disabled.then_some(true)));
+    change(&mut world.disks, "drive0", name, &Change::Add { granularity, persistent, disabled });
 }
 
 /// What happens while the image is open.
@@ -133,17 +107,13 @@ fn work(world: &mut World, image: &mut Image) {
         match world.rng.below(8) {
             0..=2 => command(world, image),
             3 => merge(world),
-            4 => toggle_read_only(world),
+            4 => toggle_read_only(world, image),
             5 if world.one_in(2) => locked(world),
             _ => world.query_bitmaps(),
         }
     }
     world.guest_at(0, 4, Mix::Writes);
-    let names: Vec<String> = world.disks[0]
-        .bitmaps
-        .iter()
-        .map(|bitmap| bitmap.name.clone())
-        .collect();
+    let names: Vec<String> = world.disks[0].bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect();
     if names.is_empty() || world.one_in(3) {
         world.query_bitmaps();
     } else {
@@ -170,44 +140,34 @@ fn command(world: &mut World, image: &mut Image) {
 
 fn merge(world: &mut World) {
     let (target, source) = (world.pick_bitmap(0, 8), world.pick_bitmap(0, 8));
-    let arguments = args()
-        .set("node", "drive0")
-        .set("target", &target)
-        .set("bitmaps", vec![source.clone()]);
+    let arguments = args().set("node", "drive0").set("target", &target).set("bitmaps", vec![source.clone()]);
     world.execute("block-dirty-bitmap-merge", arguments);
     let effect = Change::Merge(vec![("drive0".to_string(), source)]);
     change(&mut world.disks, "drive0", &target, &effect);
 }
 
 /// The node turns read-only and back; the bitmaps go with it.
-fn toggle_read_only(world: &mut World) {
+fn toggle_read_only(world: &mut World, image: &mut Image) {
     let Some(file) = world.disks[0].file_node.clone() else {
         return world.query_bitmaps();
     };
     let discard = world.disks[0].unmap.then_some("unmap");
     for read_only in [true, false] {
-        let options = args()
-            .set("node-name", "drive0")
-            .set("driver", "qcow2")
-            .set("file", &file);
+        let options = args().set("node-name", "drive0").set("driver", "qcow2").set("file", &file);
         let options = options.set("read-only", read_only).maybe("discard", discard);
         world.execute("blockdev-reopen", args().set("options", vec![options]));
         if read_only {
             let name = world.pick_bitmap(0, 1);
             if world.coin() {
-                world.execute(
-                    "block-dirty-bitmap-clear",
-                    args().set("node", "drive0").set("name", name),
-                );
+                world.execute("block-dirty-bitmap-clear", args().set("node", "drive0").set("name", name));
             }
             world.query_bitmaps();
         }
     }
+    // They were stored on the way, so that a kill finds them in the image.
+    image.stored = world.disks[0].bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().collect();
     // What a transient bitmap is afterwards, QEMU is asked and not the model.
-    world.disks[0]
-        .bitmaps
-        .iter_mut()
-        .for_each(|bitmap| bitmap.known = false);
+    world.disks[0].bitmaps.iter_mut().for_each(|bitmap| bitmap.known = false);
 }
 
 /// qemu-img is told that the machine has the image open.
@@ -219,19 +179,12 @@ fn locked(world: &mut World) {
 /// The image is opened read-only: nothing about its bitmaps can be changed.
 fn read_only(world: &mut World, image: &Image) {
     let file = super::disks::file("img");
-    let arguments = args()
-        .set("node-name", "drive0")
-        .set("driver", "qcow2")
-        .set("file", file);
+    let arguments = args().set("node-name", "drive0").set("driver", "qcow2").set("file", file);
     world.execute("blockdev-add", arguments.set("read-only", true));
     world.query_bitmaps();
     let names: Vec<String> = image.stored.iter().map(|bitmap| bitmap.name.clone()).collect();
     for _ in 0..world.rng.between(1, 3) {
-        let name = if names.is_empty() {
-            "b".to_string()
-        } else {
-            world.pick(&names)
-        };
+        let name = if names.is_empty() { "b".to_string() } else { world.pick(&names) };
         let command = world.pick(&[
             "block-dirty-bitmap-remove",
             "block-dirty-bitmap-clear",
@@ -246,10 +199,7 @@ fn read_only(world: &mut World, image: &Image) {
         world.step(write.with("output", true));
     }
     if world.one_in(3) {
-        let add = args()
-            .set("node", "drive0")
-            .set("name", "ro")
-            .set("persistent", world.coin());
+        let add = args().set("node", "drive0").set("name", "ro").set("persistent", world.coin());
         world.execute("block-dirty-bitmap-add", add);
         world.query_bitmaps();
     }
@@ -260,12 +210,7 @@ fn read_only(world: &mut World, image: &Image) {
 fn backup(world: &mut World) {
     world.headline("Backup");
     let usable = |bitmap: &&Bitmap| !bitmap.inconsistent;
-    let names: Vec<String> = world.disks[0]
-        .bitmaps
-        .iter()
-        .filter(usable)
-        .map(|one| one.name.clone())
-        .collect();
+    let names: Vec<String> = world.disks[0].bitmaps.iter().filter(usable).map(|one| one.name.clone()).collect();
     if names.is_empty() {
         return;
     }
@@ -322,10 +267,7 @@ fn finish(world: &mut World, image: &mut Image) -> End {
 
 /// What qemu-img has to say about the image.
 fn look(world: &mut World, last: bool) {
-    let info = Step::new(
-        "qemu-img",
-        vec!["info".to_string(), "--output=json".to_string(), path("img")],
-    );
+    let info = Step::new("qemu-img", vec!["info".to_string(), "--output=json".to_string(), path("img")]);
     for _ in 0..world.rng.between(u64::from(last), 2) {
         let step = match world.rng.below(6) {
             0 | 1 => qemu_img("info", "img"),
@@ -369,15 +311,7 @@ fn edit(world: &mut World, image: &mut Image) {
                     None => vec!["--add"],
                 };
                 let granularity = granularity.map(|bytes| bytes as i64);
-                (
-                    list(&options, &name),
-                    name,
-                    Change::Add {
-                        granularity,
-                        persistent: true,
-                        disabled: false,
-                    },
-                )
+                (list(&options, &name), name, Change::Add { granularity, persistent: true, disabled: false })
             }
             2 => (list(&["--remove"], &name), name, Change::Remove),
             3 => (list(&["--clear"], &name), name, Change::Clear),
@@ -406,13 +340,8 @@ fn table(mut world: World, name: String, description: String) -> Script {
     disk.image = Some("img".to_string());
     world.vm("launch");
     world.open_as("drive0", Format::Qcow2, "img", false, None);
-    let add = args()
-        .set("node", "drive0")
-        .set("name", "b")
-        .set("granularity", granularity);
-    let add = add
-        .set("persistent", "{{ persistent }}")
-        .set("disabled", "{{ disabled }}");
+    let add = args().set("node", "drive0").set("name", "b").set("granularity", granularity);
+    let add = add.set("persistent", "{{ persistent }}").set("disabled", "{{ disabled }}");
     world.execute("block-dirty-bitmap-add", add);
     world.disks.push(disk.clone());
     world.guest_at(0, 3, Mix::Writes);
@@ -435,12 +364,7 @@ fn table(mut world: World, name: String, description: String) -> Script {
     for persistent in [true, false] {
         for disabled in [false, true] {
             for how in ["shutdown", "kill"] {
-                lines.push(
-                    args()
-                        .set("persistent", persistent)
-                        .set("disabled", disabled)
-                        .set("how", how),
-                );
+                lines.push(args().set("persistent", persistent).set("disabled", disabled).set("how", how));
             }
         }
     }
@@ -448,10 +372,5 @@ fn table(mut world: World, name: String, description: String) -> Script {
     let cases = world.some_of(&lines, count);
     let vars = args().set("size", 4_u64 << 20);
     let case_name = Some("{{ how }} persistent={{ persistent }} disabled={{ disabled }}".to_string());
-    Script {
-        vars,
-        cases,
-        case_name,
-        ..world.script(name, description)
-    }
+    Script { vars, cases, case_name, ..world.script(name, description) }
 }

@@ -16,17 +16,7 @@ pub(super) const NO_BITMAPS: [&str; 3] = ["bitmap404", "nothing", ""];
 impl World {
     /// Bytes of a disk: at most `limit`, a round number but for hard scenarios.
     pub(super) fn disk_size(&mut self, limit: u64) -> u64 {
-        let round = [
-            MIB,
-            2 * MIB,
-            4 * MIB,
-            4 * MIB,
-            8 * MIB,
-            8 * MIB,
-            16 * MIB,
-            32 * MIB,
-            64 * MIB,
-        ];
+        let round = [MIB, 2 * MIB, 4 * MIB, 4 * MIB, 8 * MIB, 8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB];
         let odd = [
             4100 * KIB,
             33_657_344,
@@ -54,11 +44,7 @@ impl World {
         let smallest = if size > 16 * MIB { 16 * KIB } else { 4 * KIB };
         let sizes = [4, 16, 32, 64, 64, 64, 128, 256, 1024, 2048].map(|kib| kib * KIB);
         let cluster = self.pick(&sizes).max(smallest);
-        if size <= 8 * MIB && self.level == Level::Hard && self.one_in(12) {
-            Some(512)
-        } else {
-            Some(cluster)
-        }
+        if size <= 8 * MIB && self.level == Level::Hard && self.one_in(12) { Some(512) } else { Some(cluster) }
     }
 
     /// A granularity that QEMU takes; none: its default.
@@ -68,11 +54,7 @@ impl World {
         }
         let powers = [9, 9, 12, 14, 15, 16, 16, 17, 18, 20, 21];
         let edges = [10, 25, 30, 31];
-        let power = if self.one_in(12) {
-            self.pick(&edges)
-        } else {
-            self.pick(&powers)
-        };
+        let power = if self.one_in(12) { self.pick(&edges) } else { self.pick(&powers) };
         Some(1 << power)
     }
 

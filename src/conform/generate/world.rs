@@ -46,10 +46,7 @@ impl Check {
 
     /// A comparison with `disk`, equal to it if that is still at `version`.
     pub(super) fn compare(step: Step, disk: usize, version: Option<u64>) -> Check {
-        Check {
-            step,
-            source: Some((disk, version)),
-        }
+        Check { step, source: Some((disk, version)) }
     }
 }
 
@@ -201,11 +198,7 @@ impl World {
     /// Waits until `job` is in `status`.
     pub(super) fn wait_status(&mut self, job: &str, status: &str, log: bool) {
         let event = args().set("id", job).set("status", status);
-        self.step(
-            Step::new("wait-event", "JOB_STATUS_CHANGE")
-                .with("match", event)
-                .with_if(!log, "log", "none"),
-        );
+        self.step(Step::new("wait-event", "JOB_STATUS_CHANGE").with("match", event).with_if(!log, "log", "none"));
     }
 
     /// Waits for a BLOCK_JOB event of `job`.
@@ -219,11 +212,7 @@ impl World {
         let Some(bitmap) = disk.bitmap(name) else { return };
         let step = Step::new("expect-bitmap", &disk.node).with("name", name);
         match bitmap {
-            Bitmap {
-                known: true,
-                inconsistent: false,
-                ..
-            } => self.step(step.with("clusters", bitmap.count())),
+            Bitmap { known: true, inconsistent: false, .. } => self.step(step.with("clusters", bitmap.count())),
             _ => self.query_bitmaps(),
         }
     }
@@ -263,7 +252,7 @@ impl World {
     pub(super) fn new_drive(&mut self) -> String {
         let taken = |name: &String| self.disks.iter().any(|disk| disk.node == *name);
         let names = (0..).map(|number| format!("drive{number}"));
-        let free = names.skip_while(taken).next();
+        let free = names.into_iter().find(|name| !taken(name));
         free.unwrap_or_else(|| "drive".to_string())
     }
 
@@ -275,34 +264,22 @@ impl World {
     /// The scenario of all that was written.
     pub(super) fn script(self, name: String, description: String) -> Script {
         let procedures = self.procedures.into_values().collect();
-        Script {
-            name,
-            description,
-            procedures,
-            steps: self.steps,
-            ..Script::default()
-        }
+        Script { name, description, procedures, steps: self.steps, ..Script::default() }
     }
 }
 
 /// The step that executes `command`.
 pub(super) fn command_step(command: &str, arguments: Args) -> Step {
     let step = Step::new("execute", command);
-    if arguments.is_empty() {
-        step
-    } else {
-        step.with("arguments", arguments)
-    }
+    if arguments.is_empty() { step } else { step.with("arguments", arguments) }
 }
 
 /// A transaction with its actions, one a line.
 pub(super) fn transaction(mode: Option<&str>, actions: Vec<Args>) -> Step {
     let properties = mode.map(|mode| args().set("completion-mode", mode));
     let actions = Yaml::List(actions.into_iter().map(Yaml::from).collect());
-    Step::new("execute", "transaction").rows(
-        "arguments",
-        args().maybe("properties", properties).set("actions", actions),
-    )
+    Step::new("execute", "transaction")
+        .rows("arguments", args().maybe("properties", properties).set("actions", actions))
 }
 
 /// An action of a transaction.

@@ -123,11 +123,7 @@ pub(super) struct Step {
 impl Step {
     /// The step `verb: value` without options.
     pub(super) fn new(verb: &str, value: impl Into<Yaml>) -> Step {
-        Step {
-            verb: verb.to_string(),
-            value: value.into(),
-            options: Vec::new(),
-        }
+        Step { verb: verb.to_string(), value: value.into(), options: Vec::new() }
     }
 
     /// The step with one more option.
@@ -153,14 +149,6 @@ impl Step {
     pub(super) fn rows(mut self, key: &str, rows: Args) -> Step {
         self.options.push((key.to_string(), Shown::Rows(rows)));
         self
-    }
-
-    /// The verb, or the command that it executes.
-    pub(super) fn kind(&self) -> &str {
-        match &self.value {
-            Yaml::Text(command) if self.verb == "execute" => command,
-            _ => &self.verb,
-        }
     }
 }
 
@@ -197,11 +185,7 @@ pub(super) struct Script {
 impl Script {
     /// The text of the scenario.
     pub(super) fn text(&self) -> String {
-        let mut out = format!(
-            "name: {}\ndescription: {}\n",
-            scalar(&self.name),
-            scalar(&self.description)
-        );
+        let mut out = format!("name: {}\ndescription: {}\n", scalar(&self.name), scalar(&self.description));
         if !self.vars.is_empty() {
             entry(&mut out, 0, "vars", &Yaml::Map(self.vars.clone()));
         }
@@ -283,18 +267,10 @@ fn column(out: &str) -> usize {
 fn flow(out: &mut String, value: &Yaml, closing: usize) {
     let entries: Vec<(String, &Yaml)> = match value {
         Yaml::List(list) => list.iter().map(|value| (String::new(), value)).collect(),
-        Yaml::Map(map) => map
-            .0
-            .iter()
-            .map(|(key, value)| (format!("{}: ", scalar(key)), value))
-            .collect(),
+        Yaml::Map(map) => map.0.iter().map(|(key, value)| (format!("{}: ", scalar(key)), value)).collect(),
         other => return out.push_str(&plain(other)),
     };
-    let (open, close) = if matches!(value, Yaml::List(_)) {
-        ('[', ']')
-    } else {
-        ('{', '}')
-    };
+    let (open, close) = if matches!(value, Yaml::List(_)) { ('[', ']') } else { ('{', '}') };
     out.push(open);
     let indent = column(out);
     let mut broken = false;
@@ -329,10 +305,7 @@ fn plain(value: &Yaml) -> String {
         Yaml::Text(text) => scalar(text),
         Yaml::List(list) => format!("[{}]", list.iter().map(plain).collect::<Vec<_>>().join(", ")),
         Yaml::Map(map) => {
-            let entries = map
-                .0
-                .iter()
-                .map(|(key, value)| format!("{}: {}", scalar(key), plain(value)));
+            let entries = map.0.iter().map(|(key, value)| format!("{}: {}", scalar(key), plain(value)));
             format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
         }
     }
@@ -341,14 +314,13 @@ fn plain(value: &Yaml) -> String {
 /// A string, in quotes where it would else be read as something other than itself.
 fn scalar(text: &str) -> String {
     let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '/' | '.' | '-');
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '/') || is_option(text);
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '/')
+        || is_option(text)
+        || is_measure(text);
     let plain = starts_well
         && text.chars().all(|c| word(c) || c == ' ')
         && !text.ends_with(' ')
-        && !matches!(
-            text,
-            "true" | "false" | "null" | "True" | "False" | "Null" | "yes" | "no" | "on" | "off"
-        );
+        && !matches!(text, "true" | "false" | "null" | "True" | "False" | "Null" | "yes" | "no" | "on" | "off");
     if plain { text.to_string() } else { quoted(text) }
 }
 
@@ -356,6 +328,12 @@ fn scalar(text: &str) -> String {
 fn is_option(text: &str) -> bool {
     let name = text.trim_start_matches('-');
     name.len() < text.len() && name.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Whether `text` is a number with a unit (`64K`, `200ms`), which no reader takes for a number.
+fn is_measure(text: &str) -> bool {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    unit.len() < text.len() && matches!(unit, "K" | "M" | "G" | "ms" | "us" | "s")
 }
 
 fn quoted(text: &str) -> String {
@@ -383,21 +361,15 @@ mod tests {
         assert_eq!(out, "  - execute: query-jobs\n    arguments: {id: \"null\", n: 3}\n");
         assert_eq!(scalar("--add"), "--add");
         assert_eq!(scalar("-"), "\"-\"");
+        assert_eq!(scalar("200ms"), "200ms");
         assert_eq!(scalar("65536"), "\"65536\"");
         assert_eq!(scalar("--output=json"), "\"--output=json\"");
     }
 
     #[test]
     fn long_maps_are_broken_and_aligned() {
-        let rule = || {
-            args()
-                .set("event", "read_aio")
-                .set("state", 1_u64)
-                .set("new_state", 2_u64)
-        };
-        let file = args()
-            .set("driver", "blkdebug")
-            .set("set-state", vec![rule(), rule(), rule()]);
+        let rule = || args().set("event", "read_aio").set("state", 1_u64).set("new_state", 2_u64);
+        let file = args().set("driver", "blkdebug").set("set-state", vec![rule(), rule(), rule()]);
         let step =
             Step::new("execute", "blockdev-add").with("arguments", args().set("driver", "qcow2").set("file", file));
         let mut out = String::new();

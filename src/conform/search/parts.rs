@@ -42,7 +42,10 @@ fn of_lines(text: &str) -> Vec<Group> {
         }
         match open.last_mut() {
             Some((same, parts)) if same == indent => parts.push(*start..end),
-            _ => open.push((*indent, vec![*start..end])),
+            _ => {
+                let only = *start..end;
+                open.push((*indent, Vec::from([only])));
+            }
         }
     }
     done.extend(open.into_iter().rev());

@@ -184,9 +184,9 @@ async fn make_job_on(
         auto_finalize: options.auto_finalize,
         auto_dismiss: options.auto_dismiss,
     })?;
-    let prepared = job.add_node("main node", filter.id).and_then(|()| {
-        if options.speed == 0 { Ok(()) } else { job.set_speed(options.speed) }
-    });
+    let prepared = job
+        .add_node("main node", filter.id)
+        .and_then(|()| if options.speed == 0 { Ok(()) } else { job.set_speed(options.speed) });
     if let Err(reason) = prepared {
         job.early_fail().await;
         return Err(reason);

@@ -5,10 +5,10 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, Node};
-use crate::block::open::{CommonOptions, OpenOptions};
 use crate::block::DetectZeroes;
+use crate::block::open::{CommonOptions, OpenOptions};
 use crate::block::qcow2::Qcow2CreateOptions;
+use crate::block::{Block, Node};
 use crate::job::backup::{BackupOptions, BitmapMode, SyncMode, create_backup, start_backup};
 use crate::job::{Job, JobTxn, OnError};
 use crate::qmp::args::Args;
@@ -238,10 +238,28 @@ impl Machine {
         if !matches!(format, "qcow2" | "raw") {
             return Err(format!("Unknown file format '{format}'").into());
         }
+        block.print(&formatting_line(filename, format, size, backing.as_ref()));
         let (backing_file, backing_format) = backing.unzip();
         let options = Qcow2CreateOptions { size, backing_file, backing_format, ..Qcow2CreateOptions::default() };
         let (block_of_job, filename, is_qcow2) = (block.clone(), filename.to_owned(), format == "qcow2");
         let made = async move { crate::job::create_image(&block_of_job, &filename, is_qcow2, &options).await };
         block.sim.run_coroutine("create image", made).await.map_err(QmpError::from)
     }
+}
+
+/// What creating an image says on QEMU's standard output (`bdrv_img_create`).
+fn formatting_line(filename: &str, format: &str, size: u64, backing: Option<&(String, String)>) -> String {
+    let mut line = format!("Formatting '{filename}', fmt={format}");
+    if format == "qcow2" {
+        line.push_str(" cluster_size=65536 extended_l2=off compression_type=zlib");
+    }
+    line.push_str(&format!(" size={size}"));
+    if let Some((file, format)) = backing {
+        line.push_str(&format!(" backing_file={file} backing_fmt={format}"));
+    }
+    if format == "qcow2" {
+        line.push_str(" lazy_refcounts=off refcount_bits=16");
+    }
+    line.push('\n');
+    line
 }

@@ -148,8 +148,11 @@ impl Machine {
                     })
                     .await;
                 checked.map_err(|reason| {
-                    format!("Can't make bitmap '{name}' persistent in '{}': {reason}", self.block.device_or_node_name(node))
-                        .into()
+                    format!(
+                        "Can't make bitmap '{name}' persistent in '{}': {reason}",
+                        self.block.device_or_node_name(node)
+                    )
+                    .into()
                 })
             }
             None => {

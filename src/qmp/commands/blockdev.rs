@@ -7,13 +7,9 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::open::{
-    BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions,
-};
+use crate::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use crate::block::qcow2::Qcow2Options;
-use crate::block::{
-    BlkdebugEvent, DetectZeroes, Driver, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, SetState,
-};
+use crate::block::{BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, SetState};
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
@@ -21,10 +17,41 @@ use crate::qmp::machine::Machine;
 /// Drivers of QEMU that this machine does not have; asking for one is an error of the scenario's
 /// scope, told as such.
 const OTHER_DRIVERS: &[&str] = &[
-    "blklogwrites", "blkreplay", "blkverify", "bochs", "cloop", "compress", "copy-on-read", "dmg", "ftp", "ftps",
-    "gluster", "host_cdrom", "host_device", "http", "https", "iscsi", "luks", "nbd", "nfs", "null-aio", "nvme",
-    "parallels", "preallocate", "qcow", "qed", "quorum", "rbd", "replication", "ssh", "throttle", "vdi", "vhdx",
-    "vmdk", "vpc", "vvfat",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-on-read",
+    "dmg",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "null-aio",
+    "nvme",
+    "parallels",
+    "preallocate",
+    "qcow",
+    "qed",
+    "quorum",
+    "rbd",
+    "replication",
+    "ssh",
+    "throttle",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
 ];
 
 impl Machine {
@@ -122,16 +149,16 @@ impl Machine {
             Some(_) => BackingRef::Given(self.parse_child(args, "backing")?),
         };
         let options = Qcow2Options { lazy_refcounts: args.opt_bool("lazy-refcounts")?, ..Qcow2Options::default() };
-        for harmless in [
-            "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
-        ] {
+        for harmless in ["pass-discard-request", "pass-discard-snapshot", "pass-discard-other"] {
             args.opt_bool(harmless)?;
         }
         if self.block.quirks.since_9 {
             args.opt_bool("discard-no-unref")?;
         }
         args.any("overlap-check");
-        for size in ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"] {
+        for size in
+            ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"]
+        {
             args.opt_int(size)?;
         }
         for unmodelled in ["encrypt", "data-file"] {
@@ -156,7 +183,8 @@ impl Machine {
         let inject = inject.into_iter().map(|(item, name)| parse_inject(item, &name)).collect::<Result<_, _>>()?;
         let set_state = args.opt_list("set-state")?.unwrap_or_default();
         let set_is_empty = args.has("set-state") && set_state.is_empty();
-        let set_state = set_state.into_iter().map(|(item, name)| parse_set_state(item, &name)).collect::<Result<_, _>>()?;
+        let set_state =
+            set_state.into_iter().map(|(item, name)| parse_set_state(item, &name)).collect::<Result<_, _>>()?;
         args.opt_list("take-child-perms")?;
         args.opt_list("unshare-child-perms")?;
         // QEMU flattens options; an empty list leaves a member behind that the driver does not know.
@@ -190,7 +218,8 @@ impl Machine {
                 Some(found)
             }
         };
-        let policies = [("break-guest-write", OnCbwError::BreakGuestWrite), ("break-snapshot", OnCbwError::BreakSnapshot)];
+        let policies =
+            [("break-guest-write", OnCbwError::BreakGuestWrite), ("break-snapshot", OnCbwError::BreakSnapshot)];
         let on_error = args.opt_enum("on-cbw-error", &policies)?.unwrap_or_default();
         let timeout_s = args.opt_ranged("cbw-timeout", "uint32_t", 0..=u32::MAX.into())?.unwrap_or(0) as u32;
         let min_cluster_size =
@@ -265,11 +294,6 @@ impl Machine {
         let result = self.block.sim.run_coroutine("resize", async move { block.co_truncate(id, size).await }).await;
         self.block.drained_end(node.id);
         result
-    }
-
-    /// Whether a node has a driver that is modelled as a format.
-    pub(crate) fn is_format(node: &Node) -> bool {
-        matches!(&*node.driver.borrow(), Driver::Qcow2(_) | Driver::Raw)
     }
 }
 

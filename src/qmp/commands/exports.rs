@@ -39,7 +39,11 @@ struct NewExport {
 
 impl Machine {
     /// nbd-server-start, -stop, block-export-add, -del, and the older nbd-server-add, -remove.
-    pub(in crate::qmp) async fn export_command(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(in crate::qmp) async fn export_command(
+        self: &Rc<Self>,
+        command: &str,
+        arguments: &Map<String, Value>,
+    ) -> QmpResult {
         let args = Args::new(arguments);
         match command {
             "nbd-server-start" => self.start_server(&args),
@@ -233,9 +237,7 @@ impl Machine {
     /// query-block-exports.
     pub(in crate::qmp) fn query_block_exports(&self) -> QmpResult {
         let exports = self.exports.borrow();
-        let info = |export: &Export| {
-            json!({"node-name": &*export.node, "shutting-down": false, "type": "nbd", "id": export.id})
-        };
+        let info = |export: &Export| json!({"node-name": &*export.node, "shutting-down": false, "type": "nbd", "id": export.id});
         Ok(exports.exports.iter().map(info).collect())
     }
 }

@@ -81,19 +81,22 @@ impl Machine {
     /// query-jobs.
     pub(in crate::qmp) fn query_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
-        Ok(jobs.iter().map(|job| {
-            let mut info = json!({
-                "id": &*job.id,
-                "type": job.kind.name(),
-                "status": job.status().name(),
-                "current-progress": job.progress.current.get(),
-                "total-progress": job.progress.total.get(),
-            });
-            if let Some(error) = job.error() {
-                info["error"] = error.into();
-            }
-            info
-        }).collect())
+        Ok(jobs
+            .iter()
+            .map(|job| {
+                let mut info = json!({
+                    "id": &*job.id,
+                    "type": job.kind.name(),
+                    "status": job.status().name(),
+                    "current-progress": job.progress.current.get(),
+                    "total-progress": job.progress.total.get(),
+                });
+                if let Some(error) = job.error() {
+                    info["error"] = error.into();
+                }
+                info
+            })
+            .collect())
     }
 
     /// query-block-jobs.

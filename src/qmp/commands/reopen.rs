@@ -116,10 +116,7 @@ impl Machine {
         }
         if let (Some(qcow2), true, false) = (node.qcow2(), was_read_only, read_only) {
             let block = self.block.clone();
-            self.block
-                .sim
-                .run_coroutine("load bitmaps", async move { qcow2.reopen_read_write(&block).await })
-                .await;
+            self.block.sim.run_coroutine("load bitmaps", async move { qcow2.reopen_read_write(&block).await }).await;
         }
         Ok(())
     }

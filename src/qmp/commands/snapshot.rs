@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
+use crate::block::Node;
 use crate::block::open::{BackingRef, DriverOptions};
 use crate::block::qcow2::Qcow2CreateOptions;
-use crate::block::Node;
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
@@ -27,9 +27,10 @@ impl Machine {
 
     async fn append_overlay(&self, node: &Rc<Node>, overlay: &str) -> Result<(), QmpError> {
         self.block.check_op_blocker(node)?;
-        let overlay = self.block.lookup(None, Some(overlay)).map_err(|_| {
-            QmpError::from(format!("Cannot find device='{overlay}' nor node-name='{overlay}'"))
-        })?;
+        let overlay = self
+            .block
+            .lookup(None, Some(overlay))
+            .map_err(|_| QmpError::from(format!("Cannot find device='{overlay}' nor node-name='{overlay}'")))?;
         let used = overlay.parents.borrow().iter().any(|edge| edge.name == "root");
         if used {
             return Err("The overlay is already in use".into());

@@ -54,8 +54,7 @@ const TYPES: &[&str] = &[
 ];
 
 /// Types that QEMU has and this machine has not.
-const OTHER_TYPES: &[&str] =
-    &["blockdev-snapshot", "blockdev-snapshot-sync", "blockdev-snapshot-internal-sync"];
+const OTHER_TYPES: &[&str] = &["blockdev-snapshot", "blockdev-snapshot-sync", "blockdev-snapshot-internal-sync"];
 
 impl Machine {
     /// transaction (`qmp_transaction`).
@@ -83,7 +82,11 @@ impl Machine {
     }
 
     /// A plain backup command: a transaction with one action.
-    pub(in crate::qmp) async fn single_backup(self: &Rc<Self>, arguments: &Map<String, Value>, is_drive: bool) -> QmpResult {
+    pub(in crate::qmp) async fn single_backup(
+        self: &Rc<Self>,
+        arguments: &Map<String, Value>,
+        is_drive: bool,
+    ) -> QmpResult {
         let args = BackupArgs::parse(&Args::new(arguments), is_drive, self.block.quirks.since_9)?;
         let action = (Action::Backup(Box::new(args)), "");
         self.run_actions(&[action], false).await?;
@@ -178,12 +181,8 @@ impl Machine {
                 Prepared::Removed(found)
             }),
             Action::Clear(name) => self.bitmap_clear(name).map(|(found, old)| Prepared::Changed(found, old)),
-            Action::Enable(name) => {
-                self.bitmap_switch(name, true).map(|(found, was)| Prepared::Switched(found, was))
-            }
-            Action::Disable(name) => {
-                self.bitmap_switch(name, false).map(|(found, was)| Prepared::Switched(found, was))
-            }
+            Action::Enable(name) => self.bitmap_switch(name, true).map(|(found, was)| Prepared::Switched(found, was)),
+            Action::Disable(name) => self.bitmap_switch(name, false).map(|(found, was)| Prepared::Switched(found, was)),
             Action::Merge(merge) => self.bitmap_merge(merge).map(|(found, old)| Prepared::Changed(found, old)),
             Action::Backup(args) => {
                 let (backup, result) = self.backup_prepare(args, txn).await;

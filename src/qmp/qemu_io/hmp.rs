@@ -84,8 +84,7 @@ impl Machine {
         if let Err(reason) = self.block.backend_require(backend, command.permissions()) {
             return format!("{reason}\r\n");
         }
-        let session =
-            Session { block: self.block.clone(), backend: backend.clone(), pending: Rc::new(Cell::new(0)) };
+        let session = Session { block: self.block.clone(), backend: backend.clone(), pending: Rc::new(Cell::new(0)) };
         session.run(&command).await;
         if !matches!(command, IoCommand::Nothing) && backend.name.is_none() {
             session.drain().await;

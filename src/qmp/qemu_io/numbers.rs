@@ -69,8 +69,7 @@ fn shifted(value: u64, shift: u32) -> Result<u64, NumberError> {
 
 /// A size for people: `64 KiB`, `1.500 KiB`, `32 bytes`.
 pub fn human(bytes: u64) -> String {
-    const UNITS: [(u32, &str); 6] =
-        [(60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    const UNITS: [(u32, &str); 6] = [(60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     for (shift, unit) in UNITS {
         if bytes >> shift >= 1 {
             let value = bytes as f64 / 2f64.powi(shift as i32);

@@ -38,13 +38,11 @@ impl EventLog {
 
 /// Whether `data` contains all of `wanted`, in nested maps too.
 pub(super) fn contains(data: &Value, wanted: &Map<String, Value>) -> bool {
-    wanted
-        .iter()
-        .all(|(key, wanted)| match (data.get(key), wanted) {
-            (Some(inner @ Value::Object(_)), Value::Object(wanted)) => contains(inner, wanted),
-            (Some(value), wanted) => value == wanted,
-            (None, _) => false,
-        })
+    wanted.iter().all(|(key, wanted)| match (data.get(key), wanted) {
+        (Some(inner @ Value::Object(_)), Value::Object(wanted)) => contains(inner, wanted),
+        (Some(value), wanted) => value == wanted,
+        (None, _) => false,
+    })
 }
 
 /// An event as one line, its time stamp masked.

@@ -15,9 +15,7 @@ const TIMEOUT: u64 = 20_000_000_000;
 /// Whether `event` is one that run_job listens to, for the job `id`.
 fn concerns(event: &Event, id: &str) -> bool {
     let key = match event.name.as_str() {
-        "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" | "BLOCK_JOB_READY" => {
-            "device"
-        }
+        "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" | "BLOCK_JOB_READY" => "device",
         "BLOCK_JOB_PENDING" | "JOB_STATUS_CHANGE" => "id",
         _ => return false,
     };
@@ -28,9 +26,7 @@ impl<B: Backend> Runner<B> {
     pub(super) async fn run_job(&self, step: &Step, job: &RunJob) -> Result<(), RunError> {
         let id: &str = &job.run_job;
         loop {
-            let event = self
-                .take_event(TIMEOUT, |event| concerns(event, id))
-                .await?;
+            let event = self.take_event(TIMEOUT, |event| concerns(event, id)).await?;
             let Some(event) = event else {
                 let message = format!("job '{id}' had no further event within 20s");
                 return Err(RunError::failed(message));
@@ -44,11 +40,7 @@ impl<B: Backend> Runner<B> {
                 Some("ready") => self.job_command(step, "job-complete", id).await?,
                 Some("pending") if !job.auto_finalize => {
                     Box::pin(self.steps(&job.pre_finalize.0)).await?;
-                    let command = if job.cancel {
-                        "job-cancel"
-                    } else {
-                        "job-finalize"
-                    };
+                    let command = if job.cancel { "job-cancel" } else { "job-finalize" };
                     self.job_command(step, command, id).await?;
                 }
                 Some("concluded") if !job.auto_dismiss => {

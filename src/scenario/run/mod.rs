@@ -46,10 +46,7 @@ impl CaseOutcome {
     pub fn outcome(&self) -> Outcome {
         match self.ending {
             Ending::Passed => Outcome::Passed,
-            Ending::Failed {
-                kind: RunErrorKind::Deadlock,
-                ..
-            } => Outcome::Deadlock,
+            Ending::Failed { kind: RunErrorKind::Deadlock, .. } => Outcome::Deadlock,
             Ending::Failed { .. } => Outcome::Failed,
         }
     }
@@ -79,11 +76,7 @@ pub async fn run_case<B: Backend>(backend: &B, case: &Case) -> CaseOutcome {
 }
 
 /// Like [`run_case`], writing to `recorder`.
-pub async fn run_recorded<B: Backend>(
-    backend: &B,
-    case: &Case,
-    recorder: &Recorder,
-) -> CaseOutcome {
+pub async fn run_recorded<B: Backend>(backend: &B, case: &Case, recorder: &Recorder) -> CaseOutcome {
     let runner = Runner {
         backend: backend.clone(),
         shared: Rc::new(Shared {
@@ -97,17 +90,10 @@ pub async fn run_recorded<B: Backend>(
         Ok(()) => Ending::Passed,
         Err(error) => {
             let line = runner.shared.failed.borrow().unwrap_or(case.line);
-            Ending::Failed {
-                line,
-                kind: error.kind,
-                why: error.message,
-            }
+            Ending::Failed { line, kind: error.kind, why: error.message }
         }
     };
-    CaseOutcome {
-        transcript: recorder.transcript(),
-        ending,
-    }
+    CaseOutcome { transcript: recorder.transcript(), ending }
 }
 
 /// What all actors of a run have in common.

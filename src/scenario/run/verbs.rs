@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::scenario::ast::{
-    Compare, Concurrently, Execute, ExpectBitmap, Image, LogMode, Match, QemuImg, QemuIo, Step,
-    Verb, VmAction, WaitEvent, Workload,
+    Compare, Concurrently, Execute, ExpectBitmap, Image, LogMode, Match, QemuImg, QemuIo, Step, Verb, VmAction,
+    WaitEvent, Workload,
 };
 use crate::scenario::backend::{Actor, Backend, ImageSpec, QemuImgOutput, RunError};
 use crate::scenario::json::{command, dumps};
@@ -16,11 +16,7 @@ use super::events::{contains, line};
 /// The file of the image `name`, as transcripts and arguments have it.
 fn file(name: &str) -> String {
     let prefix = "TEST_DIR/PID-";
-    if name.starts_with(prefix) {
-        name.to_owned()
-    } else {
-        format!("{prefix}{name}")
-    }
+    if name.starts_with(prefix) { name.to_owned() } else { format!("{prefix}{name}") }
 }
 
 impl<B: Backend> Runner<B> {
@@ -57,10 +53,7 @@ impl<B: Backend> Runner<B> {
             file: file(&image.image),
             format: image.format,
             size: image.size.map(|size| size.0),
-            backing: image
-                .backing
-                .as_ref()
-                .map(|name| (file(name), image.backing_format)),
+            backing: image.backing.as_ref().map(|name| (file(name), image.backing_format)),
             cluster_size: image.cluster_size.map(|size| size.0),
             options: image.options.clone(),
         };
@@ -80,16 +73,11 @@ impl<B: Backend> Runner<B> {
     }
 
     async fn execute(&self, step: &Step, execute: &Execute) -> Result<(), RunError> {
-        let indent = execute
-            .indent
-            .and_then(|indent| usize::try_from(indent).ok());
+        let indent = execute.indent.and_then(|indent| usize::try_from(indent).ok());
         if execute.log == LogMode::All {
             self.log(step, &command(&execute.execute, &execute.arguments, indent));
         }
-        let reply = self
-            .backend
-            .execute(&execute.execute, &execute.arguments)
-            .await?;
+        let reply = self.backend.execute(&execute.execute, &execute.arguments).await?;
         match (execute.log, reply.get("return")) {
             (LogMode::None, _) => {}
             (LogMode::Reply, Some(value)) => self.log(step, &dumps(value, indent)),
@@ -120,17 +108,13 @@ impl<B: Backend> Runner<B> {
 
     async fn wait_event(&self, step: &Step, wait: &WaitEvent) -> Result<(), RunError> {
         let name: &str = &wait.wait_event;
-        let event = self.take_event(wait.timeout.0, |event| {
-            event.name == name && contains(&event.data, &wait.matching)
-        });
+        let event =
+            self.take_event(wait.timeout.0, |event| event.name == name && contains(&event.data, &wait.matching));
         let Some(event) = event.await? else {
             let timeout = format_duration(wait.timeout.0);
             let mut message = format!("no event {name}");
             if !wait.matching.is_empty() {
-                message += &format!(
-                    " with {}",
-                    dumps(&Value::Object(wait.matching.clone()), None)
-                );
+                message += &format!(" with {}", dumps(&Value::Object(wait.matching.clone()), None));
             }
             return Err(RunError::failed(format!("{message} within {timeout}")));
         };
@@ -144,10 +128,7 @@ impl<B: Backend> Runner<B> {
     async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
         // Flat: what lies below a node is not described again inside it; the bitmaps are the same.
         let flat = Map::from_iter([("flat".to_owned(), Value::Bool(true))]);
-        let reply = self
-            .backend
-            .execute("query-named-block-nodes", &flat)
-            .await?;
+        let reply = self.backend.execute("query-named-block-nodes", &flat).await?;
         let Some(Value::Array(nodes)) = reply.get("return") else {
             let message = format!("query-named-block-nodes failed: {}", dumps(&reply, None));
             return Err(RunError::failed(message));
@@ -176,35 +157,21 @@ impl<B: Backend> Runner<B> {
             name == wanted && (expect.recording.is_none() || recording == expect.recording)
         });
         let Some(bitmap) = found else {
-            let name = if wanted.is_empty() {
-                "(anonymous)"
-            } else {
-                wanted
-            };
+            let name = if wanted.is_empty() { "(anonymous)" } else { wanted };
             let kind = match expect.recording {
                 Some(true) => " that records",
                 Some(false) => " that does not record",
                 None => "",
             };
-            return Err(RunError::failed(format!(
-                "node '{node}' has no bitmap '{name}'{kind}"
-            )));
+            return Err(RunError::failed(format!("node '{node}' has no bitmap '{name}'{kind}")));
         };
-        let name = bitmap
-            .get("name")
-            .and_then(Value::as_str)
-            .unwrap_or("(anonymous)");
+        let name = bitmap.get("name").and_then(Value::as_str).unwrap_or("(anonymous)");
         let number = |key| bitmap.get(key).and_then(Value::as_u64).unwrap_or(0);
-        let have = number("count")
-            .checked_div(number("granularity"))
-            .unwrap_or(0);
+        let have = number("count").checked_div(number("granularity")).unwrap_or(0);
         let want = expect.clusters;
         let verdict = if have == want { "OK!" } else { "ERROR!" };
         self.log(step, &format!("= Checking Bitmap {name} ="));
-        self.log(
-            step,
-            &format!("expecting {want} dirty sectors; have {have}. {verdict}"),
-        );
+        self.log(step, &format!("expecting {want} dirty sectors; have {have}. {verdict}"));
         self.log(step, "");
         Ok(())
     }
@@ -219,25 +186,15 @@ impl<B: Backend> Runner<B> {
             let done = self.backend.qemu_img(&args).await?;
             if done.status != 0 {
                 let why = done.stderr.trim_end();
-                return Err(RunError::failed(format!(
-                    "qemu-img {}: {why}",
-                    args.join(" ")
-                )));
+                return Err(RunError::failed(format!("qemu-img {}: {why}", args.join(" "))));
             }
         }
         let args = ["compare", &image, &reference].map(str::to_owned);
         let status = self.backend.qemu_img(&args).await?.status;
-        let expected = if compare.expect == Match::Identical {
-            0
-        } else {
-            1
-        };
+        let expected = if compare.expect == Match::Identical { 0 } else { 1 };
         let found = if status == 0 { "Identical" } else { "Mismatch" };
         let verdict = if status == expected { "OK!" } else { "ERROR!" };
-        self.log(
-            step,
-            &format!("qemu_img compare \"{image}\" \"{reference}\" ==> {found}, {verdict}"),
-        );
+        self.log(step, &format!("qemu_img compare \"{image}\" \"{reference}\" ==> {found}, {verdict}"));
         Ok(())
     }
 
@@ -246,11 +203,7 @@ impl<B: Backend> Runner<B> {
         if img.log == LogMode::All {
             self.log(step, &format!("qemu-img {}", args.join(" ")));
         }
-        let QemuImgOutput {
-            stdout,
-            stderr,
-            status,
-        } = self.backend.qemu_img(&args).await?;
+        let QemuImgOutput { stdout, stderr, status } = self.backend.qemu_img(&args).await?;
         if img.log == LogMode::None {
             return Ok(());
         }
@@ -270,12 +223,7 @@ impl<B: Backend> Runner<B> {
         if workload.log != LogMode::None {
             let summary = format!(
                 "workload {}: {} requests, {} failed, {} bytes written, {} bytes read, {} mismatches",
-                &*workload.workload,
-                done.requests,
-                done.failed,
-                done.written,
-                done.read,
-                done.mismatches
+                &*workload.workload, done.requests, done.failed, done.written, done.read, done.mismatches
             );
             self.log(step, &summary);
         }
@@ -284,10 +232,7 @@ impl<B: Backend> Runner<B> {
 
     async fn concurrently(&self, concurrently: &Concurrently) -> Result<(), RunError> {
         let actors = concurrently.actors.iter().map(|(name, steps)| {
-            let runner = Runner {
-                actor: Some(name.clone()),
-                ..self.clone()
-            };
+            let runner = Runner { actor: Some(name.clone()), ..self.clone() };
             let steps = steps.clone();
             let work: Actor = Box::pin(async move { runner.steps(&steps.0).await });
             (name.to_string(), work)
