@@ -31,7 +31,7 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), String> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err("The new size must be a multiple of 512".to_owned());
         }
         let locked = self.lock(block).await;
