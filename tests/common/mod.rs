@@ -103,6 +103,12 @@ impl Real {
         assert!(output.status.success(), "qemu-io {commands:?} {file}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Opens an image for writing and dies.
+    pub fn crash(&self, dir: &Path, file: &str) {
+        let output = Command::new(&self.io).current_dir(dir).args(["-c", "abort", file]).output();
+        assert!(!output.expect("the tool that was found can be started").status.success());
+    }
+
     pub fn version(&self) -> String {
         self.img(Path::new("."), &["--version"]).stdout
     }

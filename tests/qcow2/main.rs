@@ -4,3 +4,4 @@ mod damage;
 mod events;
 mod oracle;
 mod rig;
+mod speed;

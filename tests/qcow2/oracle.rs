@@ -142,7 +142,7 @@ fn survives(options: Qcow2CreateOptions, seed: u64) {
     let cluster = options.cluster_size;
     rig.create("a.img", Qcow2CreateOptions { size: 8 << 20, ..options });
     let node = rig.open("a.img", CommonOptions { discard_unmap: Some(true), ..Default::default() });
-    let model = mixed_operations(&rig, &node, seed, cluster, seed % 2 == 0);
+    let model = mixed_operations(&rig, &node, seed, cluster, seed.is_multiple_of(2));
     let (block, id) = (rig.block.clone(), node.id);
     let ours = rig.request(async move { block.co_pread(id, 0, 8 << 20, ReqFlags::NONE).await });
     let difference = ours.expect("readable").to_vec().iter().zip(&model).position(|(a, b)| a != b);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use backsim::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use backsim::block::qcow2::{Qcow2, Qcow2CreateOptions, Qcow2Options};
 use backsim::block::{Block, BlockConfig, FileLocks, Node, Timing};
-use backsim::quirks::Compat;
+use backsim::quirks::{Compat, Quirks};
 use backsim::sim::{Choices, Sim, TraceEvent, WaitQueue};
 use backsim::store::Host;
 
@@ -26,13 +26,19 @@ struct Log {
 
 impl Rig {
     pub fn new(host: Host) -> Rig {
+        let rig = Rig::quiet(host);
+        let reader = rig.log.clone();
+        rig.block.sim.trace().subscribe(move |stamped| reader.borrow_mut().note(&stamped.event));
+        rig
+    }
+
+    /// A machine that records nothing.
+    pub fn quiet(host: Host) -> Rig {
         let sim = Sim::new(Choices::qemu());
         let log: Rc<RefCell<Log>> = Rc::default();
-        let reader = log.clone();
-        sim.trace().subscribe(move |stamped| reader.borrow_mut().note(&stamped.event));
         let block = Block::new(BlockConfig {
             sim,
-            quirks: Compat::Qemu72.quirks(),
+            quirks: Quirks::of(Compat::Qemu72),
             host: Rc::new(host),
             locks: Rc::new(FileLocks::default()),
             timing: Timing::instant(),

@@ -23,7 +23,7 @@ impl Qcow2 {
         cache: &'a Cache<T>,
         offset: u64,
     ) -> Res<TableRef<'a, T>> {
-        if offset % cache.entry_bytes() == 0
+        if offset.is_multiple_of(cache.entry_bytes())
             && offset != 0
             && let Some(table) = cache.lookup(offset)
         {
@@ -53,7 +53,7 @@ impl Qcow2 {
         read: bool,
     ) -> BoxFuture<'b, Res<TableRef<'a, T>>> {
         Box::pin(async move {
-            if offset % cache.entry_bytes() != 0 {
+            if !offset.is_multiple_of(cache.entry_bytes()) {
                 let name = match cache.kind {
                     CacheKind::L2 => "L2 table",
                     CacheKind::Refcount => "refcount block",

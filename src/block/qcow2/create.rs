@@ -76,7 +76,7 @@ async fn with_temporary_node(
 /// Checks options against each other, in QEMU's order.
 fn check_options(options: &Qcow2CreateOptions) -> Result<(), String> {
     let v3 = "compatibility level 1.1 and above (use version=v3 or greater)";
-    if options.size % 512 != 0 {
+    if !options.size.is_multiple_of(512) {
         return Err("Image size must be a multiple of 512 bytes".to_owned());
     }
     let cluster = options.cluster_size;

@@ -11,7 +11,7 @@ use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
 use crate::store::Content;
 
-use super::Qcow2;
+use super::{Qcow2, stored_name};
 use super::layout::{ENTRY_BYTES, L1E_OFFSET_MASK, MAX_L1_BYTES, REFT_OFFSET_MASK};
 use super::options::Preallocation;
 use super::refcount::DiscardType;
@@ -31,7 +31,7 @@ impl Qcow2 {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<(), String> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err("The new size must be a multiple of 512".to_owned());
         }
         let locked = self.lock(block).await;
@@ -309,7 +309,8 @@ impl Qcow2 {
         }
         {
             let mut extras = self.extras.borrow_mut();
-            extras.backing_name = name.filter(|n| !n.is_empty()).map(str::to_owned);
+            let stored = name.map(|name| if self.prefixed { stored_name(name) } else { name });
+            extras.backing_name = stored.filter(|n| !n.is_empty()).map(str::to_owned);
             extras.backing_format = format.filter(|f| !f.is_empty()).map(str::to_owned);
         }
         self.update_header(block).await
