@@ -173,7 +173,10 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, false)?;
         let _reader = self.graph_read_lock().await;
-        let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
+        let mut flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
+        if self.quirks.backend_keeps_unmap {
+            flags |= ReqFlags::KEEP_UNMAP;
+        }
         let id = self.witness_begin(&node, "write-zeroes", offset, bytes, None);
         let result = self.co_pwrite_zeroes(node.id, offset, bytes, flags).await;
         self.witness_end(id, &result, |()| Vec::new());
