@@ -85,7 +85,8 @@ impl Block {
     ) -> Result<Rc<Node>, String> {
         let prefixed = |reason: String| format!("Could not create node: {reason}");
         let node_options = NodeOptions {
-            discard_unmap: options.discard_source,
+            // QEMU's filter drops guests' discards; the defect lets them through, past the copying.
+            discard_unmap: options.discard_source || self.quirks.defects.discard_bypasses_cbw,
             read_only: source.is_read_only(),
             ..Default::default()
         };
