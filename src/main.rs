@@ -1,6 +1,6 @@
 //! The binary: everything is in [`backsim::cli`].
 
-use std::process::ExitCode;
+use backsim::cli::ExitCode;
 
 fn main() -> ExitCode {
     backsim::cli::main(backsim::cli::engine::simulated)

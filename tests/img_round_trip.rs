@@ -152,10 +152,16 @@ fn simulated(bench: &Bench, line: &[&str]) -> ImgOutput {
     ImgOutput { stdout: plain(output.stdout), stderr: plain(output.stderr), status: output.status }
 }
 
+/// The behaviour of the real tool that is there.
+fn compat_of(real: &Real, dir: &Path) -> Compat {
+    let is_7 = real.img(dir, &["--version"]).stdout.contains("version 7.");
+    if is_7 { Compat::Qemu72 } else { Compat::Qemu100 }
+}
+
 /// Asks both for the same and expects the same; what it was.
 fn both(real: &Real, dir: &Path, line: &[&str]) -> String {
     let theirs = real.img(dir, line);
-    let ours = simulated(&Bench::in_dir(dir, Compat::Qemu72), line);
+    let ours = simulated(&Bench::in_dir(dir, compat_of(real, dir)), line);
     assert_eq!(theirs.status, ours.status, "{line:?}\n{theirs:?}\n{ours:?}");
     assert_eq!(without_disk_size(&theirs.stdout), without_disk_size(&ours.stdout), "{line:?}");
     assert_eq!(theirs.stderr, ours.stderr, "{line:?}");

@@ -326,5 +326,4 @@ impl fmt::Debug for DirtyBitmap {
 }
 
 #[cfg(test)]
-#[path = "dirty_tests.rs"]
 mod tests;

@@ -23,7 +23,7 @@ mod texts;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
-use std::process::ExitCode;
+pub use std::process::ExitCode;
 
 use clap::Parser;
 

@@ -1,4 +1,5 @@
-//! Probabilistic concurrency testing.
+//! Probabilistic concurrency testing: random priorities for tasks, lowered at a few random steps.
+//! Must never look at what a step does, only at whose it is.
 
 use crate::sim::rng::Rng;
 use crate::sim::{Alternative, ChoicePoint, Strategy, TaskId};

@@ -1,4 +1,5 @@
-//! Partial order sampling.
+//! Partial order sampling: random priorities for steps, drawn anew where steps race.
+//! Must never prefer one task to another beyond that.
 
 use crate::sim::rng::Rng;
 use crate::sim::{Alternative, ChoicePoint, Footprint, Strategy};

@@ -1,4 +1,5 @@
-//! Random walk.
+//! Random walk: the baseline of every comparison between strategies.
+//! Must never remember anything from one step to the next.
 
 use crate::sim::rng::Rng;
 use crate::sim::{ChoicePoint, Strategy};

@@ -1,4 +1,5 @@
-//! Uniform random walk over interleavings.
+//! Uniform random walk over interleavings: tasks weighted by the steps that they have left.
+//! Must never count a step that is not a choice.
 
 use crate::sim::rng::Rng;
 use crate::sim::{ChoicePoint, Strategy};
