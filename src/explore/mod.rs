@@ -1,7 +1,7 @@
 //! Exploration: the schedule that loses data, found, shrunk and replayed.
 //!
 //! [`run`] makes one run and judges it by the reference models in [`model`]; [`strategy`] says who comes next;
-//! [`search`] makes many runs; [`shrink`] makes a failing run small; [`report`] shows it and [`file`] keeps it.
+//! [`search`] makes many runs; [`shrink`] makes a failing run small; [`report`] shows it and [`mod@file`] keeps it.
 //! Nothing below knows of this layer: it listens to the trace and answers at choice points.
 
 pub mod command;

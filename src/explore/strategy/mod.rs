@@ -1,6 +1,6 @@
 //! The strategies: who comes next, run after run.
 //!
-//! A [`Search`] gives a strategy for each run and is told how the run went. For all seeded ones the strategy of
+//! A `Search` gives a strategy for each run and is told how the run went. For all seeded ones the strategy of
 //! run `i` depends only on the seed, on `i` and on [`Learned`] figures of the first run in QEMU's own order,
 //! so any run can be repeated alone, on any machine. Nothing here may know what is being run.
 
