@@ -1,7 +1,7 @@
 //! Versions and known defects as data: every difference of behaviour is one named field here.
 //!
 //! `compat:` picks a set; the model asks a field at the one place where it matters. A field that
-//! re-enacts a defect which no release had (for exploration) is false in every set.
+//! re-enacts a defect which no release had (for exploration) is in [`Defects`] and false in every set.
 
 /// Which QEMU's observable behaviour is reproduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -40,16 +40,93 @@ macro_rules! quirks {
             /// The set that the fields come from.
             pub compat: Compat,
             $($(#[$doc])* pub $name: bool,)*
+            /// Mistakes put in on purpose.
+            pub defects: Defects,
         }
 
         impl Quirks {
             /// The set of one version.
             pub fn of(compat: Compat) -> Quirks {
                 let is_10 = compat == Compat::Qemu100;
-                Quirks { compat, $($name: is_10 == $since_10,)* }
+                Quirks { compat, $($name: is_10 == $since_10,)* defects: Defects::default() }
             }
         }
     };
+}
+
+impl Quirks {
+    /// The set of one version with the defects of these names; an unknown name is the error.
+    pub fn with_defects<'a>(compat: Compat, names: impl IntoIterator<Item = &'a str>) -> Result<Quirks, String> {
+        let mut quirks = Quirks::of(compat);
+        for name in names {
+            if !quirks.defects.set(name) {
+                let known: Vec<&str> = DEFECTS.iter().map(|defect| defect.name).collect();
+                return Err(format!("no defect is called '{name}'; there are: {}", known.join(", ")));
+            }
+        }
+        Ok(quirks)
+    }
+}
+
+/// A mistake that can be put back into the model: its name and what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defect {
+    /// The name in `defects:` and `--defect`.
+    pub name: &'static str,
+    /// What goes wrong, in one line.
+    pub text: &'static str,
+}
+
+macro_rules! defects {
+    ($($name:literal $field:ident: $text:literal;)*) => {
+        /// Mistakes that such code has really made, put in on purpose so that exploration can be measured
+        /// against them. All are off in every version.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+        pub struct Defects {
+            $(#[doc = $text] pub $field: bool,)*
+        }
+
+        /// All defects, in the order in which they are listed.
+        pub const DEFECTS: &[Defect] = &[$(Defect { name: $name, text: $text },)*];
+
+        impl Defects {
+            /// Switches the defect called `name` on; false if there is none.
+            pub fn set(&mut self, name: &str) -> bool {
+                match name {
+                    $($name => self.$field = true,)*
+                    _ => return false,
+                }
+                true
+            }
+        }
+    };
+}
+
+defects! {
+    "cbw-ignores-in-flight" cbw_ignores_in_flight:
+        "copy-before-write does not wait for a copy of the same cluster that is in flight";
+    "copy-bit-cleared-late" copy_bit_cleared_late:
+        "the copy bit is cleared after the copy instead of before";
+    "failed-copy-loses-bits" failed_copy_loses_bits:
+        "a copy that fails does not set its bits back";
+    "successor-dropped" successor_dropped_on_failure:
+        "the successor bitmap is dropped when the job fails";
+    "pending-cancel-is-success" pending_cancel_is_success:
+        "a cancel in pending counts as success for the bitmap";
+    "always-forgets-uncopied" always_forgets_uncopied:
+        "bitmap-mode always forgets what was not copied";
+    "discard-bypasses-cbw" discard_bypasses_cbw:
+        "a guest's discard passes without copy-before-write";
+    "fleecing-read-unprotected" fleecing_read_unprotected:
+        "a guest's write does not wait for a snapshot read of what it overwrites";
+    "filter-leaves-early" filter_leaves_early:
+        "the filter leaves before its last guest write has settled";
+    "partial-tail-not-copied" partial_tail_not_copied:
+        "the tail of a disk whose size is no multiple of the cluster is not copied";
+    "stop-loses-chunk" stop_loses_chunk:
+        "the error policy stop loses the chunk that failed when the job goes on";
+    "group-finalizes-alone" group_finalizes_alone:
+        "a grouped transaction finalizes one job though another has failed";
 }
 
 quirks! {
@@ -72,6 +149,9 @@ quirks! {
     /// 7.2: a snapshot read whose done run ends inside the request reads new data from the source
     /// (`block/copy-before-write.c`).
     snapshot_done_lookup_wrong: false;
+    /// 7.2: a zero write of a backend unmaps on a node without `discard: unmap` too, since the request does
+    /// not pass the function that would drop the flag (`block/block-backend.c`).
+    backend_keeps_unmap: false;
     /// 7.2: `cbw-timeout` in ns is kept in 32 bits.
     cbw_timeout_32_bits: false;
     /// 10.0: `qemu-img info` shows child nodes and a wider table of snapshots.

@@ -11,7 +11,8 @@ use backsim::img::ImgOutput;
 use backsim::quirks::Compat;
 use common::{Bench, Real, split};
 
-/// Each line is a command of both tools; `io FILE: a; b` writes with the real qemu-io.
+/// Each line is a command of both tools; `io FILE: a; b` writes with the real qemu-io, `crash FILE`
+/// opens it for writing and dies, `poke FILE OFFSET BYTE…` overwrites bytes.
 const SCRIPTS: &[(&str, &str)] = &[
     ("usage", include_str!("img/usage.txt")),
     ("create", include_str!("img/create.txt")),
@@ -51,6 +52,12 @@ fn play(real: &Real, name: &str, script: &str) -> Vec<String> {
             let commands: Vec<&str> = commands.split("; ").collect();
             for dir in [theirs.path(), ours.path()] {
                 real.io(dir, file, &commands);
+            }
+            continue;
+        }
+        if let Some(file) = line.strip_prefix("crash ") {
+            for dir in [theirs.path(), ours.path()] {
+                real.crash(dir, file);
             }
             continue;
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use backsim::block::Timing;
+use backsim::img::ImgOutput;
 use backsim::qmp::{Machine, MachineConfig};
 use backsim::quirks::Compat;
 use backsim::sim::rng::{Rng, Stream};
@@ -83,7 +84,7 @@ async fn qmp(machine: &Rc<Machine>, command: &str, arguments: Value) {
 fn write_with_machine(bench: &Bench, layer: &Layer) {
     let env = bench.env.clone();
     let node = json!({"node-name": "n", "driver": "qcow2", "discard": "unmap",
-                      "file": {"driver": "file", "filename": layer.file}});
+                      "file": {"driver": "file", "filename": format!("{PREFIX}{}", layer.file)}});
     let (bitmaps, commands) = (layer.bitmaps.clone(), layer.commands.clone());
     let work = async move {
         let machine = Machine::launch(MachineConfig {
@@ -135,10 +136,26 @@ fn without_disk_size(text: &str) -> String {
     text.lines().filter(measured).collect::<Vec<_>>().join("\n")
 }
 
+/// How a scenario calls the files.
+const PREFIX: &str = "TEST_DIR/PID-";
+
+/// A command line as backsim gets it: files by their names in scenarios.
+fn prefixed(line: &[&str]) -> Vec<String> {
+    let is_file = |arg: &str| ["layer", "reference", "converted"].iter().any(|name| arg.starts_with(name));
+    line.iter().map(|arg| if is_file(arg) { format!("{PREFIX}{arg}") } else { (*arg).to_owned() }).collect()
+}
+
+fn simulated(bench: &Bench, line: &[&str]) -> ImgOutput {
+    let line = prefixed(line);
+    let output = bench.run(&line.iter().map(String::as_str).collect::<Vec<_>>());
+    let plain = |text: String| text.replace(PREFIX, "");
+    ImgOutput { stdout: plain(output.stdout), stderr: plain(output.stderr), status: output.status }
+}
+
 /// Asks both for the same and expects the same; what it was.
 fn both(real: &Real, dir: &Path, line: &[&str]) -> String {
     let theirs = real.img(dir, line);
-    let ours = Bench::in_dir(dir, Compat::Qemu72).run(line);
+    let ours = simulated(&Bench::in_dir(dir, Compat::Qemu72), line);
     assert_eq!(theirs.status, ours.status, "{line:?}\n{theirs:?}\n{ours:?}");
     assert_eq!(without_disk_size(&theirs.stdout), without_disk_size(&ours.stdout), "{line:?}");
     assert_eq!(theirs.stderr, ours.stderr, "{line:?}");
@@ -159,7 +176,7 @@ fn judge(real: &Real, dir: &Path, size: u64, layers: &[Layer], discards: bool) {
         reference(real, dir, size, layers);
         assert_eq!(both(real, dir, &["compare", top, "reference"]), "Images are identical.\n");
     }
-    let converted = Bench::in_dir(dir, Compat::Qemu72).run(&["convert", "-O", "qcow2", top, "converted"]);
+    let converted = simulated(&Bench::in_dir(dir, Compat::Qemu72), &["convert", "-O", "qcow2", top, "converted"]);
     assert_eq!(converted.status, 0, "{converted:?}");
     assert_eq!(both(real, dir, &["compare", top, "converted"]), "Images are identical.\n");
     both(real, dir, &["map", "--output=json", "converted"]);
@@ -176,7 +193,7 @@ fn the_real_tools_read_what_a_simulated_machine_wrote() {
         for layer in &layers {
             let create: Vec<&str> = layer.create.iter().map(String::as_str).collect();
             let bench = Bench::in_dir(dir.path(), Compat::Qemu72);
-            let created = bench.run(&create);
+            let created = simulated(&bench, &create);
             assert_eq!((created.status, created.stderr.as_str()), (0, ""), "seed {seed}: {create:?}");
             write_with_machine(&bench, layer);
         }

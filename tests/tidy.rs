@@ -29,7 +29,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Layers that talk to the world outside a run: clocks, threads and processes are theirs.
-const OUTSIDE: &[&str] = &["cli", "conform"];
+const OUTSIDE: &[&str] = &["cli", "conform", "explore"];
 
 /// More lines than this in one function need scrolling twice.
 const FUNCTION_LINES: usize = 100;

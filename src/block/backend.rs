@@ -138,7 +138,10 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, true)?;
         let _reader = self.graph_read_lock().await;
-        self.co_pread(node.id, offset, bytes, ReqFlags::NONE).await
+        let id = self.witness_begin(&node, "read", offset, bytes, None);
+        let result = self.co_pread(node.id, offset, bytes, ReqFlags::NONE).await;
+        self.witness_end(id, &result, Content::fills);
+        result
     }
 
     /// Writes through a backend.
@@ -153,7 +156,10 @@ impl Block {
         let node = self.check_request(backend, offset, content.len(), true)?;
         let _reader = self.graph_read_lock().await;
         let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
-        self.co_pwrite(node.id, offset, content, flags).await
+        let id = self.witness_begin(&node, "write", offset, content.len(), Some(&content));
+        let result = self.co_pwrite(node.id, offset, content, flags).await;
+        self.witness_end(id, &result, |()| Vec::new());
+        result
     }
 
     /// Writes zeros through a backend.
@@ -167,8 +173,14 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, false)?;
         let _reader = self.graph_read_lock().await;
-        let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
-        self.co_pwrite_zeroes(node.id, offset, bytes, flags).await
+        let mut flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
+        if self.quirks.backend_keeps_unmap {
+            flags |= ReqFlags::KEEP_UNMAP;
+        }
+        let id = self.witness_begin(&node, "write-zeroes", offset, bytes, None);
+        let result = self.co_pwrite_zeroes(node.id, offset, bytes, flags).await;
+        self.witness_end(id, &result, |()| Vec::new());
+        result
     }
 
     /// Discards through a backend.
@@ -176,7 +188,10 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, false)?;
         let _reader = self.graph_read_lock().await;
-        self.co_pdiscard(node.id, offset, bytes).await
+        let id = self.witness_begin(&node, "discard", offset, bytes, None);
+        let result = self.co_pdiscard(node.id, offset, bytes).await;
+        self.witness_end(id, &result, |()| Vec::new());
+        result
     }
 
     /// Flushes through a backend.

@@ -11,6 +11,7 @@ use crate::errno::{Errno, Res};
 use crate::sim::{TaskId, TraceEvent};
 
 use super::blkdebug_event::BlkdebugEvent;
+use super::flags::Perm;
 use super::graph::Block;
 
 /// Kinds of I/O that a rule can fail.
@@ -105,6 +106,10 @@ pub struct Blkdebug {
     pub opt_discard: Option<u64>,
     /// `max-discard`, bytes.
     pub max_discard: Option<u64>,
+    /// `take-child-perms`: taken on the image besides what parents take.
+    pub take: Perm,
+    /// `unshare-child-perms`: not shared on the image whatever parents share.
+    pub unshare: Perm,
     state: Cell<i64>,
     /// In the order in which they were given.
     inject: RefCell<Vec<Rule<InjectError>>>,
@@ -138,6 +143,8 @@ impl Blkdebug {
             max_write_zero: self.max_write_zero,
             opt_discard: self.opt_discard,
             max_discard: self.max_discard,
+            take: self.take,
+            unshare: self.unshare,
             breakpoints: RefCell::default(),
             suspended: RefCell::default(),
         }

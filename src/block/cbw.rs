@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
 use crate::errno::{Errno, Res};
-use crate::sim::{Nanos, Sleeper, WaitQueue};
+use crate::sim::{Nanos, Sleeper, TraceEvent, WaitQueue};
 use crate::store::Content;
 
 use super::backend::InFlight;
@@ -119,6 +119,7 @@ impl CopyBeforeWrite {
         if block.quirks.cbw_timeout_32_bits {
             timeout &= u64::from(u32::MAX);
         }
+        block.witness_snapshot(node, source);
         Ok(CopyBeforeWrite {
             node,
             source,
@@ -177,6 +178,9 @@ impl CopyBeforeWrite {
             Err(error) if self.on_error == OnCbwError::BreakGuestWrite => return Err(error),
             Err(error) => self.broken.set(self.broken.get().or(Some(error))),
             Ok(()) => self.with_own(block, self.done, |done| done.set(start, length)),
+        }
+        if block.quirks.defects.fleecing_read_unprotected {
+            return Ok(());
         }
         self.wait_for_frozen_reads(block, start, length).await;
         Ok(())
@@ -280,6 +284,8 @@ impl Block {
             cbw.unlock(self, &locked);
             content.push(piece?);
         }
+        let node = || self.node(filter).name.clone();
+        self.sim.emit(|| TraceEvent::SnapshotRead { filter: node(), offset, content: content.fills() });
         Ok(content)
     }
 

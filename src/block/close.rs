@@ -84,7 +84,12 @@ impl Block {
         options: CbwOptions,
     ) -> Result<Rc<Node>, String> {
         let prefixed = |reason: String| format!("Could not create node: {reason}");
-        let node_options = NodeOptions { discard_unmap: true, read_only: source.is_read_only(), ..Default::default() };
+        let node_options = NodeOptions {
+            // QEMU's filter drops guests' discards; the defect lets them through, past the copying.
+            discard_unmap: options.discard_source || self.quirks.defects.discard_bypasses_cbw,
+            read_only: source.is_read_only(),
+            ..Default::default()
+        };
         let filter = self.new_node(name, node_options).map_err(prefixed)?;
         let opened = self.open_appended(&filter, source, target, options).await;
         if let Err(reason) = opened {
@@ -149,7 +154,11 @@ impl Block {
     /// Takes a filter out of the graph and drops the caller's reference on it (`bdrv_cbw_drop`).
     pub async fn drop_filter(self: &Rc<Self>, filter: &Rc<Node>) {
         let Ok(below) = child_of(filter, "file") else { return };
-        self.drained_begin(filter.id).await;
+        if self.quirks.defects.filter_leaves_early {
+            self.quiesce_node(filter.id);
+        } else {
+            self.drained_begin(filter.id).await;
+        }
         let lock = self.graph_write_lock().await;
         let parents = filter.parents.borrow().clone();
         for edge in parents.iter().rev() {

@@ -143,7 +143,7 @@ impl Block {
         }
     }
 
-    fn quiesce_node(&self, id: NodeId) {
+    pub(super) fn quiesce_node(&self, id: NodeId) {
         let node = self.node(id);
         node.quiesce.set(node.quiesce.get() + 1);
         if node.quiesce.get() == 1 {

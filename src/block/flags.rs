@@ -85,6 +85,8 @@ bit_set! {
         NO_FALLBACK = 32;
         /// The request is a zero write (set by detect-zeroes inside the request path).
         ZERO_WRITE = 64;
+        /// MAY_UNMAP holds whatever the node's `discard` option says.
+        KEEP_UNMAP = 256;
         /// Fail with EBUSY instead of waiting for another request.
         NO_WAIT = 128;
     }

@@ -225,6 +225,7 @@ impl Block {
             ejected: Cell::new(false),
         });
         nodes.push(Some(node.clone()));
+        self.sim.name_object(id.0, &node.name);
         self.order.borrow_mut().insert(0, id);
         Ok(node)
     }
@@ -247,6 +248,12 @@ impl Block {
     ) -> Result<Rc<Edge>, String> {
         let (perm, shared) = root_perms.unwrap_or((Perm::NONE, Perm::ALL));
         let child_node = self.node(child);
+        if let Parent::Node(above) = parent
+            && self.reaches(child, above)
+        {
+            let above = &self.node(above).name;
+            return Err(format!("Making '{}' a {name} child of '{above}' would create a cycle", child_node.name));
+        }
         let edge = Rc::new(Edge {
             name,
             child: Cell::new(child),
@@ -376,6 +383,20 @@ impl Block {
     pub fn check_op_blocker(&self, node: &Node) -> Result<(), String> {
         match node.op_blockers.borrow().first() {
             Some((_, reason)) => Err(format!("Node '{}' is busy: {reason}", self.device_or_node_name(node))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses an operation on a node that is the backing file of another (`bdrv_backing_attach` blocks all
+    /// but being a backup's source or target).
+    pub fn check_not_backing(&self, node: &Node) -> Result<(), String> {
+        let parents = node.parents.borrow();
+        let overlay = parents.iter().find(|edge| edge.name == "backing").and_then(|edge| edge.parent_node());
+        match overlay {
+            Some(overlay) => {
+                let (name, above) = (&node.name, self.node(overlay).name.clone());
+                Err(format!("Node '{name}' is busy: node is used as backing hd of '{above}'"))
+            }
             None => Ok(()),
         }
     }

@@ -33,9 +33,10 @@ impl Block {
             let node = &*node;
             self.check_driver(node)?;
             let mut flags = flags | ReqFlags::ZERO_WRITE;
-            if !node.discard_unmap() {
+            if !node.discard_unmap() && !flags.contains(ReqFlags::KEEP_UNMAP) {
                 flags = flags.without(ReqFlags::MAY_UNMAP);
             }
+            flags = flags.without(ReqFlags::KEEP_UNMAP);
             let end = checked_end(offset, bytes)?;
             let align = self.request_alignment(node);
             let _in_flight = InFlight::new(&node.in_flight);
@@ -282,7 +283,9 @@ impl Block {
                 self.co_pdiscard(child_of(node, "image")?, offset, bytes).await
             }
             Driver::CopyBeforeWrite(cbw) => {
-                cbw.before_write(self, offset, bytes, ReqFlags::NONE).await?;
+                if !self.quirks.defects.discard_bypasses_cbw {
+                    cbw.before_write(self, offset, bytes, ReqFlags::NONE).await?;
+                }
                 self.co_pdiscard(child_of(node, "file")?, offset, bytes).await
             }
             Driver::SnapshotAccess => self.snapshot_discard(child_of(node, "file")?, offset, bytes).await,

@@ -27,6 +27,7 @@ pub mod qcow2;
 mod status;
 mod timing;
 mod track;
+mod witness;
 
 pub use backend::{Backend, REQUEST_MAX_BYTES};
 pub use blkdebug::{Blkdebug, InjectError, IoType, SetState};

@@ -17,9 +17,26 @@ pub struct NullDriver {
     pub latency: Nanos,
     /// `read-zeroes`: whether reads are known to return zeros.
     pub read_zeroes: bool,
+    /// `size` as it was given, bytes.
+    pub given_size: Option<i64>,
+    /// `read-zeroes` as it was given.
+    pub given_read_zeroes: Option<bool>,
 }
 
 impl NullDriver {
+    /// The file name that queries show: options in the order of QEMU's dictionaries, if any was given
+    /// (`null_refresh_filename`).
+    pub fn filename(&self) -> String {
+        let zeroes = self.given_read_zeroes.map(|on| format!("\"read-zeroes\": {on}"));
+        let size = self.given_size.map(|size| format!("\"size\": {size}"));
+        if zeroes.is_none() && size.is_none() {
+            return "null-co://".to_owned();
+        }
+        let parts = [zeroes, Some("\"driver\": \"null-co\"".to_owned()), size];
+        let options: Vec<String> = parts.into_iter().flatten().collect();
+        format!("json:{{{}}}", options.join(", "))
+    }
+
     /// What every request does: nothing, after the configured time.
     pub async fn request(&self, block: &Block) -> Res<()> {
         if self.latency > 0 {

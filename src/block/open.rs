@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::blkdebug::{Blkdebug, InjectError, SetState};
 use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 use super::file::FileDriver;
+use super::flags::Perm;
 use super::graph::Block;
 use super::node::{DetectZeroes, Driver, Node, NodeId, NodeOptions, Parent, Role};
 use super::null::NullDriver;
@@ -127,6 +128,10 @@ pub struct BlkdebugOptions {
     pub opt_discard: Option<u64>,
     /// `max-discard`, bytes.
     pub max_discard: Option<u64>,
+    /// `take-child-perms`.
+    pub take: Perm,
+    /// `unshare-child-perms`.
+    pub unshare: Perm,
 }
 
 /// Everything that is needed to open a node.
@@ -164,7 +169,7 @@ impl Block {
             DriverOptions::Null(null) => {
                 let node = self.new_node(name, common)?;
                 node.length.set(null.size.next_multiple_of(512));
-                *node.filename.borrow_mut() = "null-co://".into();
+                *node.filename.borrow_mut() = null.filename().into();
                 *node.driver.borrow_mut() = Driver::Null(Rc::new(null.clone()));
                 Ok(node)
             }
@@ -359,6 +364,8 @@ impl Block {
                 return Err(reason);
             }
         };
+        let blkdebug = Rc::new(make_blkdebug(spec));
+        *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
         let attached = self.attach(Parent::Node(node.id), "image", Role::Filtered, image.id, None);
         self.graph_write_section().await;
         self.unref(image.id).await;
@@ -367,15 +374,6 @@ impl Block {
             self.unref(node.id).await;
             return Err(reason);
         }
-        let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
-        blkdebug.align = spec.align.unwrap_or(0);
-        blkdebug.max_transfer = spec.max_transfer;
-        blkdebug.opt_write_zero = spec.opt_write_zero;
-        blkdebug.max_write_zero = spec.max_write_zero;
-        blkdebug.opt_discard = spec.opt_discard;
-        blkdebug.max_discard = spec.max_discard;
-        let blkdebug = Rc::new(blkdebug);
-        *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
         self.copy_from_child(&node, image.id);
         let filename = format!("json:{{\"driver\": \"blkdebug\", \"image\": \"{}\"}}", image.filename.borrow());
         *node.filename.borrow_mut() = filename.into();
@@ -422,6 +420,19 @@ impl Block {
             }
         }
     }
+}
+
+fn make_blkdebug(spec: &BlkdebugOptions) -> Blkdebug {
+    let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
+    blkdebug.align = spec.align.unwrap_or(0);
+    blkdebug.max_transfer = spec.max_transfer;
+    blkdebug.opt_write_zero = spec.opt_write_zero;
+    blkdebug.max_write_zero = spec.max_write_zero;
+    blkdebug.opt_discard = spec.opt_discard;
+    blkdebug.max_discard = spec.max_discard;
+    blkdebug.take = spec.take;
+    blkdebug.unshare = spec.unshare;
+    blkdebug
 }
 
 /// Constraints between blkdebug's limits (`blkdebug_open`).

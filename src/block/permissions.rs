@@ -138,6 +138,7 @@ impl Block {
                     }
                     (taken, shared.without(Perm::WRITE | Perm::RESIZE))
                 }
+                Driver::Blkdebug(blkdebug) => (through.0 | blkdebug.take, through.1.without(blkdebug.unshare)),
                 _ => through,
             },
         }

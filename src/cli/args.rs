@@ -8,6 +8,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::conform::generate::Family;
 use crate::quirks::Compat;
 use crate::scenario::ast::Storage;
 
@@ -40,6 +41,17 @@ pub enum Command {
     Run(RunArgs),
     /// Runs scenarios and compares their transcripts with the expected ones.
     Check(CheckArgs),
+    /// Runs scenarios on a real QEMU too and compares the transcripts.
+    Conform(ConformArgs),
+    /// Makes up random valid scenarios, the same for the same seed.
+    Generate(GenerateArgs),
+    /// Runs a scenario under many schedules and judges each run.
+    Explore(super::explore::ExploreArgs),
+    /// Shows a run again that `explore --save` has kept.
+    Replay {
+        /// The file.
+        file: PathBuf,
+    },
     /// Lists scenarios and their cases, one case a line.
     List(ListArgs),
     /// Writes the JSON Schema of the scenario language to standard output.
@@ -105,12 +117,76 @@ pub struct CheckArgs {
     pub jobs: Option<u16>,
 }
 
+/// `conform`
+#[derive(Debug, Args)]
+pub struct ConformArgs {
+    /// Scenario files.
+    #[arg(value_name = "FILE", required_unless_present = "generate")]
+    pub files: Vec<PathBuf>,
+    /// The system emulator [default: $QEMU_PROG, or qemu-system-x86_64].
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// The image tool [default: $QEMU_IMG_PROG, or qemu-img].
+    #[arg(long = "qemu-img", value_name = "PATH")]
+    pub qemu_img: Option<PathBuf>,
+    /// Lets real QEMU do each case this often, to tell an unstable scenario from a difference.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeat: u32,
+    /// Keeps the files of all real runs in new directories below DIR.
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Compares this many scenarios at a time.
+    #[arg(long, short, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Fails a run of real QEMU that leaves an answer open for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub patience: u64,
+    /// Makes up this many scenarios and compares them, after the files.
+    #[arg(long, value_name = "N")]
+    pub generate: Option<u64>,
+    /// The seed of the first generated scenario; each further one has the next.
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "generate")]
+    pub seed: u64,
+    /// Makes up scenarios of this family only.
+    #[arg(long, value_name = "F", requires = "generate", value_parser = family())]
+    pub family: Option<Family>,
+    /// Writes each difference, shrunk, below DIR.
+    #[arg(long, value_name = "DIR", default_value = "differences", requires = "generate")]
+    pub out: PathBuf,
+    /// Shrinks a difference with at most this many runs of real QEMU.
+    #[arg(long = "shrink-budget", value_name = "N", default_value_t = 200, requires = "generate")]
+    pub shrink_budget: u32,
+    /// Shrinks at most this many differences.
+    #[arg(long = "shrink-most", value_name = "N", default_value_t = 10, requires = "generate")]
+    pub shrink_most: u64,
+}
+
+/// `generate`
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The seed of the first scenario; each further one has the next.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Of this family only.
+    #[arg(long, value_name = "F", value_parser = family())]
+    pub family: Option<Family>,
+    /// How many scenarios; more than one needs --out.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub count: u64,
+    /// Writes each scenario to DIR/NAME.yaml; existing files are not overwritten.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
 /// `list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Scenario files, or directories of them.
     #[arg(value_name = "PATH", default_value = "scenarios")]
     pub paths: Vec<PathBuf>,
+    /// Lists the defects that can be put into the model instead, one a line.
+    #[arg(long)]
+    pub defects: bool,
 }
 
 /// Reads one of the names that `compat:` knows.
@@ -118,6 +194,13 @@ fn compat() -> impl clap::builder::TypedValueParser<Value = Compat> {
     use clap::builder::TypedValueParser;
     let names = clap::builder::PossibleValuesParser::new(Compat::ALL.map(Compat::name));
     names.try_map(|name| Compat::from_name(&name).ok_or("not a version"))
+}
+
+/// Reads the name of a family of generated scenarios.
+fn family() -> impl clap::builder::TypedValueParser<Value = Family> {
+    use clap::builder::TypedValueParser;
+    let names = clap::builder::PossibleValuesParser::new(Family::ALL.map(Family::name));
+    names.try_map(|name| name.parse::<Family>().map_err(|_| "not a family"))
 }
 
 /// Reads one of the names that `storage:` knows.

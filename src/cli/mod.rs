@@ -6,9 +6,12 @@
 
 mod args;
 mod check;
+mod conform;
 pub mod engine;
 mod error;
 pub mod exit;
+mod explore;
+mod generate;
 mod images;
 mod run;
 mod select;
@@ -86,6 +89,11 @@ fn command(command: &Command, terminal: &mut Terminal<'_>, runner: Runner) -> Re
     match command {
         Command::Run(args) => run::run(args, terminal, runner),
         Command::Check(args) => check::check(args, terminal, runner),
+        Command::Conform(args) => conform::conform(args, terminal, runner),
+        Command::Generate(args) => generate::generate(args, terminal),
+        Command::Explore(args) => explore::explore(args, terminal),
+        Command::Replay { file } => explore::replay(file, terminal),
+        Command::List(args) if args.defects => texts::defects(terminal),
         Command::List(args) => texts::list(&args.paths, terminal),
         Command::Schema => texts::schema(terminal),
         Command::Completions { shell } => texts::completions(*shell, terminal),

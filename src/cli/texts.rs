@@ -29,6 +29,14 @@ pub fn list(paths: &[PathBuf], terminal: &mut Terminal<'_>) -> Result<Exit, Fail
     Ok(Exit::Good)
 }
 
+/// `backsim list --defects`
+pub fn defects(terminal: &mut Terminal<'_>) -> Result<Exit, Failure> {
+    for defect in crate::quirks::DEFECTS {
+        writeln!(terminal.out, "{}: {}", defect.name, defect.text)?;
+    }
+    Ok(Exit::Good)
+}
+
 /// `backsim completions`
 pub fn completions(shell: Shell, terminal: &mut Terminal<'_>) -> Result<Exit, Failure> {
     // The generator takes the stream for one that can't fail, so the text is made first.

@@ -13,7 +13,7 @@ pub(super) struct Opt {
     pub(super) key: &'static str,
     /// Its short form.
     pub(super) short: Option<char>,
-    /// Its long form; `None`: the key.
+    /// Where the key is its long form.
     pub(super) long: Long,
     /// Whether it has an argument.
     pub(super) takes: bool,

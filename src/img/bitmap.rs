@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::bitmap::{Allow, BitmapId, DirtyBitmap, MIN_GRANULARITY, default_granularity};
 use crate::block::Node;
+use crate::errno::Errno;
 
 use super::args::{Opt, Parsed, Reader, long, opt, short};
 use super::info::refuse_image_opts;
@@ -93,7 +94,13 @@ async fn store(process: &Process, image: &Image, done: bool) -> Outcome<()> {
     let Some(qcow2) = image.node.qcow2() else { return Ok(()) };
     let block = process.block.clone();
     let clean = process.co(async move { qcow2.inactivate(&block).await }).await;
-    if clean { Ok(()) } else { Err(failure("Error while closing the image: Input/output error")) }
+    if clean {
+        return Ok(());
+    }
+    // The driver has told its reasons; of those, lost bitmaps count as a mistake of the caller.
+    let lost = process.block.stderr.borrow().contains("Lost persistent bitmaps");
+    let error = if lost { Errno::EINVAL } else { Errno::EIO };
+    Err(failure(format!("Error while closing the image: {error}")))
 }
 
 /// The image that is worked on.
@@ -128,7 +135,7 @@ impl Work<'_> {
         let list = node.bitmaps.borrow();
         let id = list.find(name).ok_or_else(|| format!("Dirty bitmap '{name}' not found"))?;
         let checked = list.get(id).map_or(Ok(()), |bitmap| bitmap.check(allow));
-        checked.map(|()| id).map_err(|fault| with_hint(fault.to_string()))
+        checked.map(|()| id).map_err(|fault| self.process.with_hint(fault.to_string()))
     }
 
     fn edit(&self, allow: Allow, change: impl FnOnce(&mut DirtyBitmap)) -> Result<(), String> {
@@ -204,12 +211,4 @@ impl Work<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// The hint that a program with a standard error of its own prints below an inconsistent bitmap.
-fn with_hint(text: String) -> String {
-    if text.ends_with("is inconsistent and cannot be used") {
-        return text + "\nTry block-dirty-bitmap-remove to delete this bitmap from disk";
-    }
-    text
 }

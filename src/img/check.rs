@@ -10,7 +10,7 @@ use crate::errno::Errno;
 use super::args::{Opt, Parsed, Reader, long, opt, short};
 use super::info::refuse_image_opts;
 use super::json::pretty;
-use super::options::check_format;
+use super::options::{check_cache_mode, check_format};
 use super::process::{Exit, How, Image, Outcome, Process, failure};
 
 /// The subcommand's options.
@@ -35,6 +35,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let json = reader.json(&parsed)?;
     refuse_image_opts(&parsed)?;
     let filename = reader.one_file(&parsed)?;
+    check_cache_mode(&parsed, "cache", "source cache")?;
     let format = parsed.get("format");
     format.map_or(Ok(()), check_format)?;
     let how = How { check: true, write: fix.any(), force_share: parsed.has("force-share"), ..How::default() };

@@ -7,7 +7,7 @@ use crate::errno::Errno;
 
 use super::args::{Opt, Reader, long, opt, short};
 use super::info::refuse_image_opts;
-use super::options::check_format;
+use super::options::{check_cache_mode, check_format};
 use super::process::{Exit, How, Image, Outcome, Process, not_modelled};
 
 /// The subcommand's options.
@@ -62,6 +62,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let [first, second] = parsed.rest.as_slice() else {
         return Err(reader.usage("Expecting two image file names"));
     };
+    check_cache_mode(&parsed, "cache", "source cache").map_err(|exit| Exit { status: 2, ..exit })?;
     let how = How { force_share: parsed.has("force-share"), ..How::default() };
     let mut images: Vec<Image> = Vec::new();
     for (filename, format) in [(first, parsed.get("a-format")), (second, parsed.get("b-format"))] {

@@ -10,7 +10,7 @@ use super::args::{Opt, Parsed, Reader, long, opt, short};
 use super::convert_copy::{Copy, copy};
 use super::create;
 use super::info::refuse_image_opts;
-use super::options::{CreateOptions, check_format};
+use super::options::{CreateOptions, check_cache_mode, check_format};
 use super::process::{How, Image, Outcome, Process, failure, not_modelled};
 use super::size;
 
@@ -54,6 +54,10 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// What `-S` is by default, bytes.
 const SPARSE_BYTES: u64 = 4096;
+/// What it may be at most, bytes.
+const MAX_SPARSE_BYTES: u64 = 16 << 20;
+/// What it has to be a multiple of, bytes.
+const SECTOR_BYTES: u64 = 512;
 
 /// Runs the subcommand.
 pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String]) -> Outcome<i32> {
@@ -65,10 +69,12 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     if parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps") {
         return Err(failure("Use of --skip-broken-bitmaps requires --bitmaps"));
     }
-    let sparse = match parsed.get("sparse-size") {
-        None => SPARSE_BYTES,
-        Some(text) => size::argument(process.quirks(), "buffer size for sparse output", text)?,
-    };
+    let sparse = sparse_size(process, &parsed)?;
+    if parsed.get("parallel").is_some_and(|text| !matches!(text.parse(), Ok(1..=16u8))) {
+        return Err(failure("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16"));
+    }
+    check_cache_mode(&parsed, "target-cache", "cache")?;
+    check_cache_mode(&parsed, "source-cache", "source cache")?;
     let (source, target) = match parsed.rest.as_slice() {
         [] | [_] => return Err(failure("Must specify image file name")),
         [source, target] => (source, target),
@@ -84,6 +90,19 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     Ok(0)
 }
 
+fn sparse_size(process: &Process, parsed: &Parsed) -> Outcome<u64> {
+    const WHAT: &str = "buffer size for sparse output";
+    let Some(text) = parsed.get("sparse-size") else { return Ok(SPARSE_BYTES) };
+    let bytes = size::argument(process.quirks(), WHAT, text)?;
+    if bytes % SECTOR_BYTES == 0 && bytes <= MAX_SPARSE_BYTES {
+        return Ok(bytes);
+    }
+    Err(failure(format!(
+        "Invalid {WHAT} specified. Valid sizes are multiples of {SECTOR_BYTES} up to {MAX_SPARSE_BYTES}. Select 0 to \
+         disable sparse detection (fully allocates output)."
+    )))
+}
+
 async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &str, sparse: u64) -> Outcome<()> {
     let format = parsed.get("target-format").unwrap_or("raw");
     check_format(format)?;
@@ -96,15 +115,13 @@ async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &st
     if bitmaps {
         check_bitmaps(parsed, source, format, &options)?;
     }
-    let mut options = options;
-    let created = create::create(process, target, &mut options, false, true).await;
-    created.map_err(|exit| {
-        let text = exit.message.strip_prefix(&format!("{target}: ")).unwrap_or(&exit.message);
-        failure(format!("{target}: error while converting {format}: {text}"))
-    })?;
+    let created = create::make(process, target, &options).await;
+    created.map_err(|text| failure(format!("{target}: error while converting {format}: {text}")))?;
     let how = How { write: true, resize: true, unmap: true, ..How::default() };
     let new = process.open(target, Some(format), how).await?;
-    let done = fill(process, source, &new, Plan { compress, sparse, bitmaps, backed: parsed.has("backing") }).await;
+    let done =
+        fill(process, source, &new, Plan { compress, sparse, bitmaps, backed: options.get("backing_file").is_some() })
+            .await;
     process.close(new).await;
     done
 }
@@ -141,8 +158,8 @@ fn target_options(parsed: &Parsed, source: &Image, format: &str) -> Outcome<Crea
     {
         return Err(failure(format!("Backing format not supported for file format '{format}'")));
     }
-    if options.get("backing_file").is_some() && !parsed.has("backing") {
-        return Err(not_modelled("-o backing_file", "there is -B"));
+    if options.get("backing_file").is_some() && options.get("backing_fmt").is_none() {
+        return Err(failure("Use of backing file requires explicit backing format"));
     }
     Ok(options)
 }
@@ -150,7 +167,7 @@ fn target_options(parsed: &Parsed, source: &Image, format: &str) -> Outcome<Crea
 /// Whether the source's bitmaps can be stored in the new image (`convert_check_bitmaps`).
 fn check_bitmaps(parsed: &Parsed, source: &Image, format: &str, options: &CreateOptions) -> Outcome<()> {
     if source.node.driver_name() == Some("raw") {
-        return Err(failure("This will continue to be an invalid combination: the source has no persistent bitmaps"));
+        return Err(failure("Source lacks bitmap support"));
     }
     if !options.is_qcow2() {
         return Err(failure(format!("Format driver '{format}' does not support bitmaps")));
@@ -159,7 +176,7 @@ fn check_bitmaps(parsed: &Parsed, source: &Image, format: &str, options: &Create
     let broken = list.iter().find(|(_, bitmap)| bitmap.persistent && bitmap.inconsistent);
     match broken {
         Some((_, bitmap)) if !parsed.has("skip-broken-bitmaps") => Err(failure(format!(
-            "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'",
+            "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
             bitmap.name.as_deref().unwrap_or("")
         ))),
         _ => Ok(()),

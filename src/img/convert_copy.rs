@@ -47,7 +47,7 @@ pub(super) async fn copy(work: &Copy) -> Result<(), String> {
                 if work.backing.is_some() {
                     write_zeroes(work, at, bytes).await?;
                 } else if work.sparse == 0 {
-                    write(work, at, Content::zeros(bytes)).await?;
+                    write_data(work, at, Content::zeros(bytes)).await?;
                 }
             }
             Run::Data => {
@@ -78,7 +78,7 @@ async fn next_run(work: &Copy, at: u64) -> Result<(Run, u64), String> {
     } else {
         Run::Data
     };
-    if run == Run::Data {
+    if run == Run::Data || (run == Run::Zero && work.sparse == 0) {
         bytes = bytes.min(BUFFER_BYTES);
     }
     match work.compress_unit {
@@ -121,8 +121,7 @@ async fn write_compressed(work: &Copy, start: u64, content: Content, unit: u64) 
 }
 
 async fn write(work: &Copy, at: u64, content: Content) -> Result<(), String> {
-    let flags = if work.compress_unit.is_some() { ReqFlags::COMPRESSED } else { ReqFlags::NONE };
-    work.block.co_pwrite(work.target, at, content, flags).await.map_err(|error| write_error(at, error))
+    work.block.co_pwrite(work.target, at, content, ReqFlags::NONE).await.map_err(|error| write_error(at, error))
 }
 
 async fn write_zeroes(work: &Copy, at: u64, bytes: u64) -> Result<(), String> {

@@ -1,6 +1,5 @@
 //! `qemu-img create` and the creation behind `convert` (`bdrv_img_create` in QEMU's `block.c`).
 
-use crate::block::Perm;
 use crate::block::qcow2::{Preallocation, Qcow2CreateOptions};
 use crate::job::create_image;
 
@@ -65,7 +64,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
 }
 
 /// Checks the backing file, fills the size in, prints the `Formatting` line and creates the image.
-pub(super) async fn create(
+async fn create(
     process: &Process,
     filename: &str,
     options: &mut CreateOptions,
@@ -133,7 +132,7 @@ fn full_backing_name(filename: &str, backing: &str) -> String {
 }
 
 /// Creates the file and the image in it. The error is QEMU's text, without the file's name in front.
-async fn make(process: &Process, filename: &str, options: &CreateOptions) -> Result<(), String> {
+pub(super) async fn make(process: &Process, filename: &str, options: &CreateOptions) -> Result<(), String> {
     let size = options.number("size").unwrap_or(0);
     if i64::try_from(size).is_err() || size > i64::MAX as u64 - 511 {
         return Err(too_large(&options.format));
@@ -151,10 +150,12 @@ async fn make(process: &Process, filename: &str, options: &CreateOptions) -> Res
     if options.is_qcow2() {
         qcow2_options(options, &mut new)?;
     }
-    refuse_used(process, filename)?;
     let (block, name, is_qcow2) = (process.block.clone(), filename.to_owned(), options.is_qcow2());
     let made = process.co(async move { create_image(&block, &name, is_qcow2, &new).await }).await;
-    made.map_err(|text| if text.ends_with("File too large") { too_large(&options.format) } else { text })
+    made.map_err(|text| match text.ends_with("File too large") {
+        true => too_large(&options.format),
+        false => process.with_hint(text),
+    })
 }
 
 fn too_large(format: &str) -> String {
@@ -180,12 +181,4 @@ fn qcow2_options(options: &CreateOptions, new: &mut Qcow2CreateOptions) -> Resul
     new.backing_file = options.get("backing_file").map(str::to_owned);
     new.backing_format = options.get("backing_fmt").map(str::to_owned);
     Ok(())
-}
-
-/// A file that is in use is not emptied (`raw_co_create`).
-fn refuse_used(process: &Process, filename: &str) -> Result<(), String> {
-    let Ok(store) = process.block.host.open(filename) else { return Ok(()) };
-    let perm = Perm::WRITE | Perm::RESIZE;
-    let checked = process.block.locks.check(&store, filename, None, perm, Perm::ALL.without(Perm::RESIZE));
-    checked.map_err(|text| process.with_hint(text))
 }

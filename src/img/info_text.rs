@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::block::qcow2::{Qcow2Info, Snapshot};
+use crate::block::qcow2::{BitmapInfo, Qcow2Info, Snapshot};
 use crate::quirks::Quirks;
 
 use super::info::NodeInfo;
@@ -88,7 +88,7 @@ fn compat(qcow2: &Qcow2Info) -> &'static str {
     if qcow2.version >= 3 { "1.1" } else { "0.10" }
 }
 
-fn flags(bitmap: &crate::block::qcow2::BitmapInfo) -> Vec<&'static str> {
+fn flags(bitmap: &BitmapInfo) -> Vec<&'static str> {
     let all = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
     all.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
 }
@@ -212,7 +212,10 @@ fn specific(info: &NodeInfo, qcow2: &Qcow2Info) -> Value {
         put("extended-l2", json!(qcow2.extended_l2));
     }
     if !info.bitmaps.is_empty() {
-        let bitmap = |bitmap: &crate::block::qcow2::BitmapInfo| json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags(bitmap)});
+        let bitmap = |bitmap: &BitmapInfo| {
+            let flags = flags(bitmap);
+            json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags})
+        };
         put("bitmaps", info.bitmaps.iter().map(bitmap).collect());
     }
     Value::Object(data)

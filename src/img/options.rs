@@ -3,6 +3,7 @@
 //! QEMU's sources: `QemuOpts` in `util/qemu-option.c`, the option lists in `block/qcow2.c` and
 //! `block/raw-format.c`. Values are only checked here as far as QEMU does before it prints that line.
 
+use super::args::Parsed;
 use super::process::{Exit, failure, not_modelled};
 use super::size;
 
@@ -97,6 +98,14 @@ pub(super) fn check_format(format: &str) -> Result<(), Exit> {
         return Err(not_modelled(&format!("format '{format}'"), "there are qcow2 and raw"));
     }
     Ok(())
+}
+
+/// Refuses an argument of a cache option that is no cache mode; the modes themselves make no difference here.
+pub(super) fn check_cache_mode(parsed: &Parsed, key: &str, what: &str) -> Result<(), Exit> {
+    match parsed.get(key) {
+        None | Some("none" | "off" | "directsync" | "writeback" | "unsafe" | "writethrough") => Ok(()),
+        Some(other) => Err(failure(format!("Invalid {what} option: {other}"))),
+    }
 }
 
 /// The creation options of one image.

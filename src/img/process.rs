@@ -145,13 +145,16 @@ impl Process {
         self.block.report_stderr(warning);
     }
 
-    /// QEMU's hint about locks, which only programs with a standard error of their own print.
+    /// An error with its hint, which only programs with a standard error of their own print.
     pub(super) fn with_hint(&self, text: String) -> String {
-        if !(text.contains("Failed to get ") && text.ends_with(" lock")) {
-            return text;
+        if text.contains("Failed to get ") && text.ends_with(" lock") {
+            let file = self.block.locks.last_refused();
+            return format!("{text}\nIs another process using the image [{file}]?");
         }
-        let file = self.block.locks.last_refused();
-        format!("{text}\nIs another process using the image [{file}]?")
+        if text.ends_with("is inconsistent and cannot be used") {
+            return text + "\nTry block-dirty-bitmap-remove to delete this bitmap from disk";
+        }
+        text
     }
 
     /// Opens an image or ends the process with status 1.

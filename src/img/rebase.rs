@@ -7,7 +7,7 @@ use crate::errno::Errno;
 
 use super::args::{Opt, Reader, long, opt, short};
 use super::info::refuse_image_opts;
-use super::options::check_format;
+use super::options::{check_cache_mode, check_format};
 use super::process::{How, Image, Outcome, Process, failure, not_modelled};
 
 /// The subcommand's options.
@@ -38,6 +38,11 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         }
         return Err(not_modelled("rebase without -u", "-u changes the name without copying"));
     }
+    if parsed.has("progress") {
+        return Err(not_modelled("option '-p'", "leave it out"));
+    }
+    check_cache_mode(&parsed, "cache", "cache")?;
+    check_cache_mode(&parsed, "src-cache", "source cache")?;
     let format = parsed.get("format");
     format.map_or(Ok(()), check_format)?;
     let backing_format = parsed.get("backing-format");

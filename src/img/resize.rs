@@ -82,5 +82,5 @@ async fn resize(process: &Process, image: &Image, size: NewSize, shrink: bool) -
         ));
     }
     let (block, node) = (process.block.clone(), image.node.id);
-    process.co(async move { block.co_truncate(node, new).await }).await.map_err(failure)
+    process.co(async move { block.co_truncate(node, new).await }).await.map_err(|text| failure(process.with_hint(text)))
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use crate::block::open::{ChildRef, DriverOptions, OpenOptions};
 use crate::block::qcow2::{Qcow2, Qcow2CreateOptions};
-use crate::block::{Block, NodeId, Operation, truncate};
+use crate::block::{Block, NodeId, Operation, Perm, truncate};
 use crate::errno::Errno;
 use crate::sim::Footprint;
 
@@ -85,10 +85,17 @@ async fn drain_from_coroutine(block: &Rc<Block>) {
 
 /// Makes a file, empty or of zeros.
 pub async fn create_file(block: &Rc<Block>, filename: &str, size: u64) -> Result<(), String> {
+    refuse_used(block, filename)?;
     let store = block.host.create(filename).map_err(|error| format!("Could not create '{filename}': {error}"))?;
     let latency = block.timing.cost(filename, Operation::Write);
     block.sim.device(latency, Footprint::named("create")).await;
     truncate(&store, size.next_multiple_of(512)).map_err(|error| format!("Could not resize file: {error}"))
+}
+
+/// A file that somebody uses is not emptied (`raw_co_create`).
+fn refuse_used(block: &Block, filename: &str) -> Result<(), String> {
+    let Ok(store) = block.host.open(filename) else { return Ok(()) };
+    block.locks.check(&store, filename, None, Perm::WRITE | Perm::RESIZE, Perm::ALL.without(Perm::RESIZE))
 }
 
 /// Makes a whole image: a file, and in it a qcow2 image or just `size` bytes (`bdrv_img_create`).

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::errno::Errno;
+use crate::sim::TraceEvent;
 
 use super::job::{Job, JobEvent, JobKind};
 use super::state::Status;
@@ -28,6 +29,11 @@ impl JobTxn {
 
     fn remove(&self, job: &Job) {
         self.jobs.borrow_mut().retain(|other| other.key != job.key);
+    }
+
+    /// A number that all members of a group share.
+    pub(super) fn group(&self) -> Option<u64> {
+        self.jobs.borrow().last().map(|oldest| u64::from(oldest.key))
     }
 
     fn members(&self) -> Vec<Rc<Job>> {
@@ -87,6 +93,7 @@ impl Job {
         }
         for member in &members {
             member.become_status(Status::Pending);
+            member.was_pending.set(true);
             if !member.auto_finalize && member.kind != JobKind::Create {
                 member.jobs.send(JobEvent::Pending { id: member.id.clone() });
             }
@@ -119,9 +126,14 @@ impl Job {
             return;
         }
         for other in txn.members() {
-            if other.key != self.key {
-                other.cancel_async();
+            if other.key == self.key {
+                continue;
             }
+            if self.jobs.block.quirks.defects.group_finalizes_alone && other.status() == Status::Waiting {
+                other.become_status(Status::Pending);
+                continue;
+            }
+            other.cancel_async();
         }
         loop {
             let first = txn.jobs.borrow().first().cloned();
@@ -150,15 +162,23 @@ impl Job {
     /// Settles one job: commit or abort, clean, events, conclusion (`job_finalize_single`).
     async fn finalize_single(self: &Rc<Self>) {
         self.update_result();
-        let success = self.ret.get().is_none();
+        let defect = self.jobs.block.quirks.defects.pending_cancel_is_success && self.was_pending.get();
+        let success = self.ret.get().is_none() || defect;
         let backup = self.backup.borrow_mut().take();
         if let Some(backup) = backup {
-            backup.settle_bitmap(success);
+            backup.settle_bitmap(self, success);
             self.remove_nodes().await;
             backup.drop_filter().await;
         }
         if self.is_started() && self.kind == JobKind::Backup {
             let cancelled = self.is_cancelled();
+            self.jobs.block.sim.emit(|| TraceEvent::JobEnded {
+                id: self.id.clone(),
+                len: self.progress.total.get(),
+                offset: self.progress.current.get(),
+                cancelled,
+                failed: self.ret.get().is_some(),
+            });
             self.jobs.send(JobEvent::Ended {
                 id: self.id.clone(),
                 len: self.progress.total.get(),

@@ -174,6 +174,8 @@ pub struct Job {
     pub(super) cancelled: Cell<bool>,
     pub(super) force_cancel: Cell<bool>,
     pub(super) deferred: Cell<bool>,
+    /// It has been `pending`.
+    pub(super) was_pending: Cell<bool>,
     pub(super) ret: Cell<Option<Errno>>,
     pub(super) error: RefCell<Option<String>>,
     pub(super) io_status: Cell<IoStatus>,
@@ -246,6 +248,7 @@ impl Jobs {
             cancelled: Cell::new(false),
             force_cancel: Cell::new(false),
             deferred: Cell::new(false),
+            was_pending: Cell::new(false),
             ret: Cell::new(None),
             error: RefCell::default(),
             io_status: Cell::default(),

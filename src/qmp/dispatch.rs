@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
+use crate::sim::TraceEvent;
+
 use super::args::Args;
 use super::error::{ErrorClass, QmpError, QmpResult};
 use super::machine::Machine;
@@ -104,12 +106,33 @@ const NOT_MODELLED: &[&str] = &[
     "x-debug-query-block-graph",
 ];
 
+/// Commands after which a bitmap may be there, gone, or different.
+const CHANGES_BITMAPS: &[&str] = &[
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-clear",
+    "block-dirty-bitmap-disable",
+    "block-dirty-bitmap-enable",
+    "block-dirty-bitmap-merge",
+    "block-dirty-bitmap-remove",
+    "blockdev-add",
+    "transaction",
+];
+
 impl Machine {
     /// Runs a command in the monitor's context.
     pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let result = self.dispatch_one(command, arguments).await;
         self.send_notices();
+        self.tell_bitmaps(command);
         result
+    }
+
+    /// Tells the trace what bitmaps there are after a command that may have changed them.
+    fn tell_bitmaps(&self, command: &str) {
+        let known = COMMANDS.iter().find(|name| **name == command);
+        if let Some(command) = known.filter(|name| CHANGES_BITMAPS.contains(name)) {
+            self.block.sim.emit(|| TraceEvent::Bitmaps { command, list: self.block.dump_bitmaps() });
+        }
     }
 
     async fn dispatch_one(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {

@@ -161,6 +161,7 @@ impl Machine {
 
     /// The process has died: nothing is flushed, nothing stored.
     pub fn kill(&self) {
+        self.block.sim.emit(|| TraceEvent::Killed);
         self.block.sim.kill();
         self.jobs.clear();
         self.block.abandon();

@@ -41,7 +41,15 @@ pub struct SimOptions {
     pub step_limit: Option<u64>,
     /// Is given the kernel before anything runs, to subscribe to its trace.
     pub observe: Option<Observer>,
+    /// Defects beside the case's.
+    pub defects: Vec<String>,
+    /// Is given the machine that is left at the end, if one is, before it is dropped. What it awaits runs in
+    /// QEMU's own order.
+    pub inspect: Option<Inspect>,
 }
+
+/// A last look at a machine.
+pub type Inspect = Box<dyn FnOnce(Rc<Machine>) -> std::pin::Pin<Box<dyn Future<Output = ()>>>>;
 
 impl Default for SimOptions {
     fn default() -> SimOptions {
@@ -52,6 +60,8 @@ impl Default for SimOptions {
             choices: Choices::qemu(),
             step_limit: None,
             observe: None,
+            defects: Vec::new(),
+            inspect: None,
         }
     }
 }
@@ -74,6 +84,8 @@ pub struct SimRun {
 pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
     let compat = options.compat.unwrap_or(case.settings.compat.0);
     let seed = options.seed.unwrap_or(case.settings.seed);
+    let names = case.settings.defects.iter().map(|name| &**name).chain(options.defects.iter().map(String::as_str));
+    let quirks = Quirks::with_defects(compat, names)?;
     let host = match &options.directory {
         None => Host::memory(),
         Some(directory) => Host::in_dir(directory.clone()),
@@ -86,7 +98,6 @@ pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
         observe(&sim);
     }
     let (host, locks): (Rc<Host>, Rc<FileLocks>) = (Rc::new(host), Rc::default());
-    let quirks = Quirks::of(compat);
     let backend = SimBackend(Rc::new(Shared {
         img: ImgEnv::new(sim.clone(), quirks, host.clone(), locks.clone(), seed),
         sim: sim.clone(),
@@ -104,15 +115,16 @@ pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
     let recorder = Recorder::default();
     let (driven, case_of_run, recorded) = (backend.clone(), case.clone(), recorder.clone());
     let ended = sim.run("scenario", async move { run_recorded(&driven, &case_of_run, &recorded).await });
+    let is_stuck = ended.is_err();
     let outcome = ended.unwrap_or_else(|stuck| stuck_outcome(case, &recorder, &stuck));
+    let choices = sim.with_choices(std::mem::take).into_recorded();
+    let left = backend.0.machine.borrow().clone().filter(|_| !is_stuck);
+    if let (Some(inspect), Some(machine)) = (options.inspect, left) {
+        // Whatever still happens has no say in how the run ended.
+        let _ = sim.run("inspection", inspect(machine));
+    }
     backend.drop_machine();
-    let run = SimRun {
-        outcome,
-        choices: sim.with_choices(|choices| choices.recorded().to_vec()),
-        time: sim.now(),
-        steps: sim.steps(),
-        stderr: backend.0.stderr.take(),
-    };
+    let run = SimRun { outcome, choices, time: sim.now(), steps: sim.steps(), stderr: backend.0.stderr.take() };
     sim.drop_everything();
     Ok(run)
 }
@@ -284,7 +296,7 @@ impl Backend for SimBackend {
         // A timer stands for the client's own clock.
         let late = Rc::new(Cell::new(false));
         let (flag, waker) = (late.clone(), sim.clone());
-        sim.timer(deadline, move || {
+        sim.patience(deadline, move || {
             if !flag.replace(true) {
                 waker.wake(me);
             }
@@ -339,8 +351,12 @@ impl Backend for SimBackend {
         for (name, actor) in actors {
             let (left, failure, waker) = (left.clone(), failure.clone(), sim.clone());
             sim.spawn_actor(name, async move {
+                let deaths = waker.deaths();
                 if let Err(error) = actor.await {
-                    failure.borrow_mut().get_or_insert(error);
+                    // An actor whose machine another one has killed has simply ended.
+                    if error.kind != RunErrorKind::Machine || waker.deaths() == deaths {
+                        failure.borrow_mut().get_or_insert(error);
+                    }
                 }
                 left.set(left.get() - 1);
                 waker.wake(me);

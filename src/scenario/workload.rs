@@ -81,7 +81,8 @@ pub(super) async fn run(machine: &Rc<Machine>, spec: &Workload, seed: u64) -> Re
             }
         });
     }
-    while running.get() > 0 {
+    let deaths = sim.deaths();
+    while running.get() > 0 && sim.deaths() == deaths {
         sim.park("the guest's requests").await;
     }
     let summary = *guest.summary.borrow();

@@ -5,7 +5,9 @@
 //! feeds it back, shrinking makes it smaller, exhaustive search counts through it. Nothing here may
 //! know what is being chosen beyond its name and its footprint.
 
-use super::executor::TaskId;
+use std::rc::Rc;
+
+use super::executor::{Sim, TaskId};
 
 /// What a step is about to touch, announced before it runs, so that independence of two steps can
 /// be judged without running them.
@@ -42,6 +44,13 @@ impl Footprint {
     }
 }
 
+impl Alternative {
+    /// Whether this is not an arrival but the event loop's own next step.
+    pub fn is_loop(&self) -> bool {
+        self.sequence == 0
+    }
+}
+
 /// One of the steps that could come next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alternative {
@@ -52,18 +61,33 @@ pub struct Alternative {
 }
 
 /// A place where more than one step could come next; the first alternative is QEMU's own.
-#[derive(Debug)]
 pub struct ChoicePoint<'a> {
     /// Steps executed before this point.
     pub step: u64,
     /// What could come next, the default first.
     pub alternatives: &'a [Alternative],
+    /// Where names of tasks are looked up; none in tests of strategies.
+    pub sim: Option<&'a Sim>,
+}
+
+impl ChoicePoint<'_> {
+    /// Who takes the step: the name of its task, or of what arrives without one.
+    pub fn actor(&self, index: usize) -> Rc<str> {
+        let footprint = &self.alternatives[index].footprint;
+        match (footprint.task, self.sim) {
+            (Some(task), Some(sim)) => sim.task_name(task),
+            _ => Rc::from(footprint.what),
+        }
+    }
 }
 
 /// Decides at choice points; one implementation for each way to explore.
 pub trait Strategy {
     /// The alternative to take; anything out of range counts as the default.
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize;
+
+    /// Is told of every arrival that comes where there was nothing to choose.
+    fn forced_step(&mut self, _point: &ChoicePoint<'_>) {}
 
     /// A decision that is not about order (a fault, a duration): `0..n`, 0 is "as QEMU would".
     fn pick(&mut self, _n: usize, _what: &'static str) -> usize {
@@ -110,6 +134,11 @@ impl Choices {
         &self.recorded
     }
 
+    /// The answers of a run that is over.
+    pub fn into_recorded(self) -> Vec<Recorded> {
+        self.recorded
+    }
+
     /// A decision among `n` possibilities that is not about which step comes next.
     pub fn choose(&mut self, n: usize, what: &'static str) -> usize {
         let Some(strategy) = &mut self.strategy else { return 0 };
@@ -126,6 +155,7 @@ impl Choices {
         let n = point.alternatives.len();
         let Some(strategy) = &mut self.strategy else { return 0 };
         if n < 2 {
+            strategy.forced_step(point);
             return 0;
         }
         let taken = in_range(strategy.next_step(point), n);

@@ -5,7 +5,7 @@
 //! next. Neither may know what a task is for.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -87,9 +87,12 @@ pub(super) struct Core {
     pub(super) step_limit: Cell<u64>,
     /// While tasks are being dropped, wake-ups out of their destructors go nowhere.
     dropping: Cell<bool>,
+    deaths: Cell<u32>,
     pub(super) events: RefCell<EventLoop>,
     pub(super) choices: RefCell<Choices>,
     pub(super) trace: Trace,
+    /// Names of the objects of footprints.
+    objects: RefCell<BTreeMap<u32, Rc<str>>>,
 }
 
 /// A handle on the kernel; clones are the same kernel.
@@ -110,9 +113,11 @@ impl Sim {
             steps: Cell::new(0),
             step_limit: Cell::new(DEFAULT_STEP_LIMIT),
             dropping: Cell::new(false),
+            deaths: Cell::new(0),
             events: RefCell::default(),
             choices: RefCell::new(choices),
             trace: Trace::default(),
+            objects: RefCell::default(),
         }))
     }
 
@@ -173,6 +178,18 @@ impl Sim {
     /// The name that a task was given.
     pub fn task_name(&self, id: TaskId) -> Rc<str> {
         self.0.tasks.borrow()[id.index as usize].name.clone()
+    }
+
+    /// Says what footprints mean by `object`; kept only when exploring.
+    pub fn name_object(&self, object: u32, name: &Rc<str>) {
+        if self.0.choices.borrow().explores() {
+            self.0.objects.borrow_mut().insert(object, name.clone());
+        }
+    }
+
+    /// The name of an object of footprints.
+    pub fn object_name(&self, object: u32) -> Option<Rc<str>> {
+        self.0.objects.borrow().get(&object).cloned()
     }
 
     /// Whether the task has not ended yet.
@@ -331,6 +348,27 @@ impl Sim {
         }
         drop(doomed);
         self.0.dropping.set(false);
+        self.0.deaths.set(self.0.deaths.get() + 1);
+        self.wake_actors();
+    }
+
+    /// How often the process has died: who waits for something in it looks at this too.
+    pub fn deaths(&self) -> u32 {
+        self.0.deaths.get()
+    }
+
+    /// Lets all actors but the current one see that the process has died.
+    fn wake_actors(&self) {
+        let ids: Vec<TaskId> = {
+            let tasks = self.0.tasks.borrow();
+            let actors = tasks.iter().enumerate().filter(|(_, t)| t.alive && t.kind == TaskKind::Actor);
+            actors.map(|(index, t)| TaskId { index: index as u32, generation: t.generation }).collect()
+        };
+        for id in ids {
+            if self.current() != Some(id) {
+                self.wake(id);
+            }
+        }
     }
 
     /// Whether destructors run because of [`Sim::kill`] or the end of the run.

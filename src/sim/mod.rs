@@ -18,7 +18,7 @@ pub use choices::{Alternative, ChoicePoint, Choices, Footprint, Recorded, Strate
 pub use executor::{Sim, Stuck, TaskId, TaskKind};
 pub use poll::{PollUntil, Sleeper};
 pub use sync::{CoMutex, CoMutexGuard, WaitQueue};
-pub use trace::{Trace, TraceEvent};
+pub use trace::{BackupCreated, BitmapDump, Runs, Trace, TraceEvent};
 
 /// Virtual time in nanoseconds since the start of the run.
 pub type Nanos = u64;

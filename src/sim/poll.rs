@@ -15,6 +15,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use smallvec::SmallVec;
+
 use super::Nanos;
 use super::choices::{Alternative, ChoicePoint, Footprint};
 use super::executor::{Sim, TaskId};
@@ -41,6 +43,8 @@ enum Class {
     Completion,
     Timer,
     Actor,
+    /// How long a client waits before it gives up: the last thing to happen, never chosen early.
+    Patience,
 }
 
 type ArrivalKey = (Nanos, Class, u64);
@@ -75,6 +79,8 @@ pub(super) struct EventLoop {
     sequence: u64,
     /// Frames that poll, innermost last.
     frames: Vec<TaskId>,
+    /// The innermost frame has looked at its condition since anything last happened.
+    looked: bool,
     turn: Turn,
 }
 
@@ -135,6 +141,7 @@ impl EventLoop {
         self.monitor_pending.clear();
         self.monitor_slice.clear();
         self.frames.clear();
+        self.looked = false;
         self.turn = Turn::Main;
         self.arrivals.retain(|key, _| key.1 == Class::Actor);
     }
@@ -142,7 +149,12 @@ impl EventLoop {
     fn is_idle(&self) -> bool {
         let main_idle = self.slices.is_empty() && self.pending.is_empty();
         // Inside a frame's poll the monitor's context does not run.
-        main_idle && (!self.frames.is_empty() || (self.monitor_pending.is_empty() && self.monitor_slice.is_empty()))
+        let rest_idle = if self.frames.is_empty() {
+            self.monitor_pending.is_empty() && self.monitor_slice.is_empty()
+        } else {
+            self.looked
+        };
+        main_idle && rest_idle
     }
 }
 
@@ -180,6 +192,13 @@ impl Sim {
     pub fn timer(&self, at: Nanos, f: impl FnOnce() + 'static) {
         let what = Arrives::Call(Box::new(f));
         self.0.events.borrow_mut().arrive(at.max(self.now()), Class::Timer, what, Footprint::named("timer"));
+    }
+
+    /// Like [`Sim::timer`], for the patience of a client: exploration never lets it run out while anything
+    /// else can still happen.
+    pub fn patience(&self, at: Nanos, f: impl FnOnce() + 'static) {
+        let what = Arrives::Call(Box::new(f));
+        self.0.events.borrow_mut().arrive(at.max(self.now()), Class::Patience, what, Footprint::named("patience"));
     }
 
     /// Sleeps on the virtual clock.
@@ -225,9 +244,13 @@ impl Sim {
             return Err(Stop::Limit);
         }
         if self.0.choices.borrow().explores()
-            && let Some(key) = self.chosen_arrival()
+            && let Some((key, was_idle)) = self.chosen_arrival()
         {
             self.deliver(key);
+            let mut events = self.0.events.borrow_mut();
+            if was_idle && events.frames.is_empty() {
+                events.turn = Turn::Main;
+            }
             return Ok(());
         }
         let bottom_half = self.0.events.borrow_mut().next_in_slices();
@@ -249,8 +272,15 @@ impl Sim {
             self.0.events.borrow_mut().frames.retain(|f| *f != frame);
             return Ok(());
         }
-        if self.0.events.borrow().frames.last() != Some(&frame) || self.0.events.borrow_mut().take_slice() {
-            return Ok(());
+        {
+            let mut events = self.0.events.borrow_mut();
+            if events.frames.last() != Some(&frame) || events.take_slice() {
+                return Ok(());
+            }
+            // When exploring, the strategy is asked which arrival ends the wait.
+            if !std::mem::replace(&mut events.looked, true) && self.0.choices.borrow().explores() {
+                return Ok(());
+            }
         }
         self.deliver_next()
     }
@@ -280,6 +310,7 @@ impl Sim {
     }
 
     fn run_bottom_half(&self, bottom_half: BottomHalf) {
+        self.0.events.borrow_mut().looked = false;
         match bottom_half {
             BottomHalf::Call(f) => f(),
             BottomHalf::Frame(name, future) => {
@@ -321,6 +352,7 @@ impl Sim {
         let arrival = self.0.events.borrow_mut().arrivals.remove(&key);
         let Some(arrival) = arrival else { return };
         self.0.now.set(self.now().max(key.0));
+        self.0.events.borrow_mut().looked = false;
         match arrival.what {
             Arrives::Wake(id) => self.enter(id),
             Arrives::Actor(id) => self.enter(id),
@@ -328,29 +360,30 @@ impl Sim {
         }
     }
 
-    /// Asks the strategy whether an arrival comes now instead of the loop's own next event.
-    fn chosen_arrival(&self) -> Option<ArrivalKey> {
-        let mut keys = Vec::new();
-        let mut alternatives = Vec::new();
+    /// Asks the strategy whether an arrival comes now instead of the loop's own next event; tells too whether the
+    /// loop had none.
+    fn chosen_arrival(&self) -> Option<(ArrivalKey, bool)> {
+        let mut keys: SmallVec<[ArrivalKey; 16]> = SmallVec::new();
+        let mut alternatives: SmallVec<[Alternative; 16]> = SmallVec::new();
         {
             let events = self.0.events.borrow();
             if !events.is_idle() {
-                let own = Footprint::named("loop");
-                alternatives.push(Alternative { footprint: own, sequence: 0 });
+                keys.push((0, Class::Completion, 0));
+                alternatives.push(Alternative { footprint: Footprint::named("loop"), sequence: 0 });
             }
-            let own = alternatives.len();
             for (key, arrival) in &events.arrivals {
-                keys.push(*key);
-                alternatives.push(Alternative { footprint: arrival.footprint, sequence: key.2 });
+                if key.1 != Class::Patience {
+                    keys.push(*key);
+                    alternatives.push(Alternative { footprint: arrival.footprint, sequence: key.2 });
+                }
             }
-            if own == 1 && keys.is_empty() {
-                return None;
-            }
-            keys.splice(0..0, std::iter::repeat_n((0, Class::Completion, 0), own));
         }
-        let point = ChoicePoint { step: self.steps(), alternatives: &alternatives };
+        if keys.is_empty() || (keys.len() == 1 && alternatives[0].is_loop()) {
+            return None;
+        }
+        let point = ChoicePoint { step: self.steps(), alternatives: &alternatives, sim: Some(self) };
         let taken = self.0.choices.borrow_mut().next_step(&point);
-        keys.get(taken).copied().filter(|key| key.2 != 0)
+        keys.get(taken).copied().filter(|key| key.2 != 0).map(|key| (key, !alternatives[0].is_loop()))
     }
 }
 

@@ -8,6 +8,51 @@ use std::rc::Rc;
 
 use super::Nanos;
 
+/// Content of a disk as bytes of one value each: length and value.
+pub type Runs = Vec<(u64, u8)>;
+
+/// A named dirty bitmap as it is at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitmapDump {
+    /// Node name.
+    pub node: Rc<str>,
+    /// The bitmap's name.
+    pub name: Rc<str>,
+    /// Bytes of a bit.
+    pub granularity: u64,
+    /// As `query-block` shows it.
+    pub recording: bool,
+    /// An operation uses it.
+    pub busy: bool,
+    /// Loaded with its in-use flag set.
+    pub inconsistent: bool,
+    /// Dirty areas, those of a successor included: offset and bytes.
+    pub dirty: Vec<(u64, u64)>,
+}
+
+/// What a backup was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupCreated {
+    /// Job id.
+    pub job: Rc<str>,
+    /// The disk.
+    pub source: Rc<str>,
+    /// Where to.
+    pub target: Rc<str>,
+    /// `full`, `top`, `none`, `incremental`, `bitmap`.
+    pub sync: &'static str,
+    /// `on-success`, `never`, `always`.
+    pub mode: &'static str,
+    /// The sync bitmap as it was just before.
+    pub bitmap: Option<BitmapDump>,
+    /// Bytes of a backup cluster.
+    pub cluster: u64,
+    /// Bytes of the disk.
+    pub length: u64,
+    /// Jobs that succeed or fail together share this number.
+    pub group: Option<u64>,
+}
+
 /// Something that happened, with the footprint that it had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TraceEvent {
@@ -31,6 +76,79 @@ pub enum TraceEvent {
         /// 0, or the errno.
         error: i32,
     },
+    /// A guest's request has passed the queue of its backend.
+    GuestBegin {
+        /// Which request of the run; its end carries the same number.
+        id: u64,
+        /// The disk: the node below all filters.
+        disk: Rc<str>,
+        /// `read`, `write`, `write-zeroes`, `discard`, `flush`.
+        operation: &'static str,
+        /// Bytes.
+        offset: u64,
+        /// Bytes.
+        bytes: u64,
+        /// What is written.
+        content: Runs,
+    },
+    /// A guest's request is answered.
+    GuestEnd {
+        /// As in its begin.
+        id: u64,
+        /// 0, or the errno.
+        error: i32,
+        /// What was read.
+        content: Runs,
+    },
+    /// From now on a copy-before-write filter keeps the disk as it is at this moment.
+    SnapshotOpened {
+        /// The filter's node.
+        filter: Rc<str>,
+        /// The disk.
+        source: Rc<str>,
+    },
+    /// A reader of the snapshot got data.
+    SnapshotRead {
+        /// The filter's node.
+        filter: Rc<str>,
+        /// Bytes.
+        offset: u64,
+        /// What it got.
+        content: Runs,
+    },
+    /// A backup job was made; its point in time is this moment.
+    BackupCreated(Rc<BackupCreated>),
+    /// A backup job has settled its bitmap and is about to be concluded.
+    BackupSettled {
+        /// Job id.
+        job: Rc<str>,
+        /// Whether it counts as successful.
+        success: bool,
+        /// The sync bitmap as it is now.
+        bitmap: Option<Rc<BitmapDump>>,
+    },
+    /// BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED was sent.
+    JobEnded {
+        /// Job id.
+        id: Rc<str>,
+        /// Bytes in all.
+        len: u64,
+        /// Bytes done.
+        offset: u64,
+        /// Cancelled.
+        cancelled: bool,
+        /// Failed.
+        failed: bool,
+    },
+    /// All named bitmaps, after a command that may have changed them.
+    Bitmaps {
+        /// The command.
+        command: &'static str,
+        /// What there is.
+        list: Vec<BitmapDump>,
+    },
+    /// The process died at once.
+    Killed,
     /// A job changed its state.
     JobStatus {
         /// Job id.

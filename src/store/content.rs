@@ -161,6 +161,23 @@ impl Content {
         self.len
     }
 
+    /// The content as lengths of one byte value each.
+    pub fn fills(&self) -> Vec<(u64, u8)> {
+        let mut fills: Vec<(u64, u8)> = Vec::new();
+        let mut push = |len: u64, byte: u8| match fills.last_mut() {
+            Some(last) if last.1 == byte => last.0 += len,
+            _ => fills.push((len, byte)),
+        };
+        for run in self.runs() {
+            match (run.fill.repeated(), run.bytes()) {
+                (Some(byte), _) => push(run.len, byte),
+                (None, Some(bytes)) => bytes.iter().for_each(|byte| push(1, *byte)),
+                (None, None) => {}
+            }
+        }
+        fills
+    }
+
     /// Whether there is no byte at all.
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -19,7 +19,8 @@ pub struct Bench {
 impl Bench {
     pub fn new(host: Host, compat: Compat) -> Bench {
         let sim = Sim::new(Choices::qemu());
-        let env = ImgEnv::new(sim, backsim::quirks::Quirks::of(compat), Rc::new(host), Rc::new(FileLocks::default()), 1);
+        let env =
+            ImgEnv::new(sim, backsim::quirks::Quirks::of(compat), Rc::new(host), Rc::new(FileLocks::default()), 1);
         Bench { env: Rc::new(env) }
     }
 
@@ -100,6 +101,12 @@ impl Real {
         }
         let output = command.arg(file).output().expect("the tool that was found can be started");
         assert!(output.status.success(), "qemu-io {commands:?} {file}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Opens an image for writing and dies.
+    pub fn crash(&self, dir: &Path, file: &str) {
+        let output = Command::new(&self.io).current_dir(dir).args(["-c", "abort", file]).output();
+        assert!(!output.expect("the tool that was found can be started").status.success());
     }
 
     pub fn version(&self) -> String {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use backsim::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use backsim::block::qcow2::{Qcow2, Qcow2CreateOptions, Qcow2Options};
-use backsim::block::{Block, BlockConfig, FileLocks, Node, Timing};
+use backsim::block::{Block, BlockConfig, FileLocks, Node, Perm, Timing};
 use backsim::quirks::{Compat, Quirks};
 use backsim::sim::{Choices, Sim, TraceEvent, WaitQueue};
 use backsim::store::Host;
@@ -126,6 +126,8 @@ pub fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
             max_write_zero: None,
             opt_discard: None,
             max_discard: None,
+            take: Perm::NONE,
+            unshare: Perm::NONE,
         })),
     };
     OpenOptions {

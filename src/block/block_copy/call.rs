@@ -130,7 +130,9 @@ impl BlockCopy {
                 }
             };
             if !again && !call.cancelled.get() {
-                if let Some(request) = self.conflict(offset, bytes) {
+                // Only calls of guests' writes ignore the limit.
+                let ignores = call.options.ignore_limit && block.quirks.defects.cbw_ignores_in_flight;
+                if let Some(request) = self.conflict(offset, bytes).filter(|_| !ignores) {
                     request.waiters.wait(&block.sim, "a range that is being copied").await;
                     again = true;
                 } else {

@@ -99,6 +99,8 @@ pub struct BlockCopy {
     /// A job's progress, once there is a job.
     pub progress: RefCell<Option<Rc<Progress>>>,
     calls: RefCell<Vec<Rc<Call>>>,
+    /// The last area that could not be copied, for the defect that forgets it.
+    failed: Cell<(u64, u64)>,
 }
 
 /// Why a block-copy state could not be made.
@@ -149,6 +151,7 @@ impl BlockCopy {
             memory_waiters: WaitQueue::default(),
             progress: RefCell::default(),
             calls: RefCell::default(),
+            failed: Cell::new((0, 0)),
         };
         state.set_options(false, false);
         if let Some(from) = bitmap {
@@ -202,6 +205,14 @@ impl BlockCopy {
         self.bitmap
     }
 
+    /// Takes the last area that could not be copied for done: what the defect `stop-loses-chunk` does.
+    pub fn forget_failed(&self, block: &Block) {
+        let (offset, bytes) = self.failed.replace((0, 0));
+        if bytes > 0 {
+            self.with_bitmap(block, |copy| copy.reset(offset, bytes));
+        }
+    }
+
     /// Drops the copy bitmap; the state must not be used afterwards.
     pub fn release(&self, block: &Block) {
         if let Some(node) = block.try_node(self.bitmap.0) {
@@ -235,7 +246,9 @@ impl BlockCopy {
     /// at it again.
     pub fn set_speed(&self, block: &Block, speed: u64) {
         self.limit.set_speed(speed);
-        for call in self.calls.borrow().clone() {
+        // A call that goes on may end, and leaves the list then.
+        let calls = self.calls.borrow().clone();
+        for call in calls {
             call.kick(&block.sim);
         }
     }

@@ -50,11 +50,14 @@ impl BlockCopy {
         let (offset, bytes) = self.with_bitmap(block, |copy| {
             let (offset, bytes) = copy.next_dirty_area(pos, end, chunk)?;
             let bytes = bytes.next_multiple_of(self.cluster_size);
-            copy.reset(offset, bytes);
+            if !block.quirks.defects.copy_bit_cleared_late {
+                copy.reset(offset, bytes);
+            }
             Some((offset, bytes))
         })?;
         debug_assert!(
-            !self.requests.borrow().iter().any(|r| r.overlaps(offset, bytes)),
+            block.quirks.defects.copy_bit_cleared_late
+                || !self.requests.borrow().iter().any(|r| r.overlaps(offset, bytes)),
             "a dirty range never overlaps one in flight"
         );
         self.in_flight.set(self.in_flight.get() + bytes);
@@ -81,6 +84,8 @@ impl BlockCopy {
         self.in_flight.set(self.in_flight.get() - bytes);
         if !success {
             self.with_bitmap(block, |copy| copy.set(offset, bytes));
+        } else if block.quirks.defects.copy_bit_cleared_late {
+            self.with_bitmap(block, |copy| copy.reset(offset, bytes));
         }
         self.update_progress(block);
         self.requests.borrow_mut().retain(|r| !Rc::ptr_eq(r, &task.request));
@@ -160,10 +165,11 @@ impl BlockCopy {
                     self.method.set(Method::ReadWrite);
                 }
                 call.note_failure(*error, *is_read);
+                self.failed.set((task.request.offset, bytes));
             }
         }
         self.give_memory(block, bytes);
-        self.end_task(block, &task, result.is_ok());
+        self.end_task(block, &task, result.is_ok() || block.quirks.defects.failed_copy_loses_bits);
         if self.discard_source && result.is_ok() {
             let bytes = bytes.min(self.length - task.request.offset);
             // The copy is safe; failing to free its source hurts nobody.

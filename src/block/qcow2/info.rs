@@ -61,7 +61,7 @@ impl Qcow2 {
             refcount_bits: 1 << header.refcount_order,
             extended_l2: false,
             compression_type: if header.compression_type == 0 { "zlib" } else { "zstd" },
-            backing_file: extras.backing_name.clone(),
+            backing_file: self.backing_name(),
             backing_format: extras.backing_format.clone(),
             snapshots: self.snapshots.borrow().list.clone(),
         }

@@ -13,6 +13,7 @@
 //! | `refcount`, `alloc`, `refgrow` | who uses a cluster; finding free ones |
 //! | `l2` | guest offset to host offset |
 //! | `read`, `write`, `inflight`, `link`, `zero`, `compressed`, `pool` | guest requests |
+//! | `preallocated` | mapped clusters that are holes of the file |
 //! | `overlap` | no write may hit foreign metadata; corruption |
 //! | `resize`, `bitmaps`, `bitmap_store`, `bitmap_format`, `snapshot`, `check`, `repair`, `rebuild` | everything else |
 //!
@@ -40,6 +41,7 @@ mod open;
 mod options;
 mod overlap;
 mod pool;
+mod preallocated;
 mod read;
 mod rebuild;
 mod refcount;
@@ -55,6 +57,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::sim::{CoMutex, CoMutexGuard};
+use crate::store::TEST_PREFIX;
 
 use super::{Block, NodeId};
 use cache::Cache;
@@ -81,6 +84,10 @@ pub struct Qcow2 {
     geo: Geometry,
     header: RefCell<Header>,
     extras: RefCell<Extras>,
+    /// The image is named with the host's prefix, and so are its neighbours.
+    prefixed: bool,
+    /// Whether mapped clusters may be holes of the file; none: not looked at yet.
+    preallocated: Cell<Option<bool>>,
     /// The active L1 table.
     l1: RefCell<Vec<u64>>,
     /// Host offset of the active L1 table.
@@ -124,9 +131,11 @@ impl Qcow2 {
         self.header.borrow().size & !511
     }
 
-    /// The backing file's name in the image.
+    /// The backing file's name. What stands in the image is relative to its directory, so that real
+    /// tools find real files; the host's prefix is put back here.
     pub fn backing_name(&self) -> Option<String> {
-        self.extras.borrow().backing_name.clone()
+        let stored = self.extras.borrow().backing_name.clone();
+        stored.map(|name| if self.prefixed { prefixed_name(name) } else { name })
     }
 
     /// The backing file's format in the image.
@@ -166,6 +175,8 @@ impl Qcow2 {
             geo: self.geo,
             header: self.header.clone(),
             extras: self.extras.clone(),
+            prefixed: self.prefixed,
+            preallocated: self.preallocated.clone(),
             l1: self.l1.clone(),
             l1_offset: self.l1_offset.clone(),
             reftable: self.reftable.clone(),
@@ -199,4 +210,15 @@ impl Qcow2 {
     fn needs_accurate_refcounts(&self) -> bool {
         self.header.borrow().incompatible & INCOMPAT_DIRTY == 0
     }
+}
+
+/// The host's name of a file that stands beside the image.
+fn prefixed_name(stored: String) -> String {
+    let elsewhere = stored.contains(['/', ':']);
+    if elsewhere { stored } else { format!("{TEST_PREFIX}{stored}") }
+}
+
+/// What stands in the image for a file of that name.
+fn stored_name(name: &str) -> &str {
+    name.strip_prefix(TEST_PREFIX).filter(|plain| !plain.is_empty() && !plain.contains(['/', ':'])).unwrap_or(name)
 }

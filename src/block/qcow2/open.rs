@@ -10,6 +10,7 @@ use std::rc::Rc;
 use crate::block::{BlkdebugEvent, Block, NodeId, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutex;
+use crate::store::TEST_PREFIX;
 
 use super::Qcow2;
 use super::cache::{Cache, CacheKind};
@@ -104,6 +105,8 @@ impl Qcow2 {
             signaled_corruption: Cell::new(false),
             ejected: Cell::new(false),
             extras: RefCell::new(found.extras),
+            prefixed: block.node(file).filename.borrow().contains(TEST_PREFIX),
+            preallocated: Cell::new(None),
             header: RefCell::new(header),
         });
         image.finish_open(block, flags, rewrite, dirty).await.inspect_err(|_| {

@@ -110,11 +110,13 @@ impl Qcow2 {
         if self.ejected.get() {
             return Err(Errno::ENOMEDIUM);
         }
+        let preallocated = self.may_have_holes(block).await;
         let mapping = self.locked_mapping(block, offset, bytes).await?;
         let flags = match mapping.kind {
             ClusterType::Unallocated => StatusFlags::NONE,
             ClusterType::ZeroPlain => StatusFlags::ZERO,
             ClusterType::ZeroAlloc => StatusFlags::ZERO | StatusFlags::OFFSET_VALID,
+            ClusterType::Normal if preallocated => StatusFlags::DATA | StatusFlags::OFFSET_VALID | StatusFlags::RECURSE,
             ClusterType::Normal => StatusFlags::DATA | StatusFlags::OFFSET_VALID,
             ClusterType::Compressed => StatusFlags::DATA | StatusFlags::COMPRESSED,
         };

@@ -11,12 +11,12 @@ use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
 use crate::store::Content;
 
-use super::Qcow2;
 use super::layout::{ENTRY_BYTES, L1E_OFFSET_MASK, MAX_L1_BYTES, REFT_OFFSET_MASK};
 use super::options::Preallocation;
 use super::refcount::DiscardType;
 use super::table::{entry_bytes, prefix_content};
 use super::zero::Clear;
+use super::{Qcow2, stored_name};
 
 impl Qcow2 {
     /// Sets the virtual size, bytes; new parts read as zeros. The error is QEMU's text. The caller
@@ -309,7 +309,8 @@ impl Qcow2 {
         }
         {
             let mut extras = self.extras.borrow_mut();
-            extras.backing_name = name.filter(|n| !n.is_empty()).map(str::to_owned);
+            let stored = name.map(|name| if self.prefixed { stored_name(name) } else { name });
+            extras.backing_name = stored.filter(|n| !n.is_empty()).map(str::to_owned);
             extras.backing_format = format.filter(|f| !f.is_empty()).map(str::to_owned);
         }
         self.update_header(block).await

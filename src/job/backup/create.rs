@@ -10,6 +10,7 @@ use crate::bitmap::{Allow, BitmapId};
 use crate::block::{Block, CbwOptions, Driver, Node};
 use crate::job::finish::JobTxn;
 use crate::job::job::{Job, JobConfig, JobKind, Jobs};
+use crate::sim::{BackupCreated, TraceEvent};
 
 use super::{Backup, BackupOptions, BitmapMode, SyncMode};
 
@@ -212,5 +213,25 @@ async fn make_job_on(
         call: RefCell::default(),
         waits: Cell::new(false),
     }));
+    announce(&job, target, options);
     Ok(job)
+}
+
+/// Tells the trace what the job is to do, while its source is still drained.
+fn announce(job: &Job, target: &Node, options: &BackupOptions) {
+    let Some(backup) = job.backup.borrow().clone() else { return };
+    let block = &backup.block;
+    block.sim.emit(|| {
+        TraceEvent::BackupCreated(Rc::new(BackupCreated {
+            job: job.id.clone(),
+            source: block.node(block.skip_filters(backup.source)).name.clone(),
+            target: target.name.clone(),
+            sync: options.sync.name(),
+            mode: backup.bitmap_mode.name(),
+            bitmap: backup.bitmap.and_then(|id| block.dump_bitmap(backup.source, id)),
+            cluster: backup.copy.cluster_size,
+            length: backup.length,
+            group: job.txn().group(),
+        }))
+    });
 }

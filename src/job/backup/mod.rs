@@ -14,7 +14,9 @@ use crate::bitmap::BitmapId;
 use crate::block::block_copy::{BlockCopy, Call};
 use crate::block::{Block, Node, NodeId};
 
-use super::job::OnError;
+use crate::sim::TraceEvent;
+
+use super::job::{Job, OnError};
 
 pub use create::create_backup;
 pub use run::start_backup;
@@ -95,6 +97,17 @@ pub struct BackupOptions {
     pub min_cluster_size: u64,
 }
 
+impl BitmapMode {
+    /// The QAPI name.
+    pub fn name(self) -> &'static str {
+        match self {
+            BitmapMode::OnSuccess => "on-success",
+            BitmapMode::Never => "never",
+            BitmapMode::Always => "always",
+        }
+    }
+}
+
 /// State of a backup job.
 pub struct Backup {
     block: Rc<Block>,
@@ -116,8 +129,18 @@ pub struct Backup {
 
 impl Backup {
     /// Settles the sync bitmap at the job's end (`backup_cleanup_sync_bitmap`).
-    pub(super) fn settle_bitmap(&self, success: bool) {
-        let Some(id) = self.bitmap else { return };
+    pub(super) fn settle_bitmap(&self, job: &Job, success: bool) {
+        let settled = self.bitmap.and_then(|id| self.settle(id, success));
+        self.block.sim.emit(|| TraceEvent::BackupSettled {
+            job: job.id.clone(),
+            success,
+            bitmap: settled.and_then(|id| self.block.dump_bitmap(self.source, id)).map(Rc::new),
+        });
+    }
+
+    /// Gives the sync bitmap back; returns what it is now.
+    fn settle(&self, id: BitmapId, success: bool) -> Option<BitmapId> {
+        let defects = &self.block.quirks.defects;
         let node = self.block.node(self.source);
         let restart = match self.bitmap_mode {
             BitmapMode::Never => false,
@@ -126,16 +149,23 @@ impl Backup {
         };
         let settled = {
             let mut list = node.bitmaps.borrow_mut();
+            if defects.successor_dropped_on_failure && !success {
+                let successor = list.get(id).and_then(|bitmap| bitmap.successor());
+                if let Some(successor) = successor.and_then(|id| list.get_mut(id)) {
+                    successor.fill(false);
+                }
+            }
             if restart { list.abdicate(id) } else { list.reclaim(id).map(|()| id) }
         };
-        let keep_uncopied = restart && !success;
-        if let (true, Ok(settled)) = (keep_uncopied, settled) {
+        let keep_uncopied = restart && !success && !defects.always_forgets_uncopied;
+        if let (true, Ok(settled)) = (keep_uncopied, &settled) {
             let left = self.copy.with_bitmap(&self.block, |copy| copy.clone());
-            if let Some(bitmap) = node.bitmaps.borrow_mut().get_mut(settled) {
+            if let Some(bitmap) = node.bitmaps.borrow_mut().get_mut(*settled) {
                 // Both cover the same source.
                 let _ = bitmap.merge_from(&left);
             }
         }
+        settled.ok()
     }
 
     /// Removes the filter.

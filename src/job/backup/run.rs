@@ -85,16 +85,27 @@ impl Backup {
             let policy = if is_read { self.on_source_error } else { self.on_target_error };
             match job.error_action(policy, is_read, error) {
                 ErrorAction::Report => return Err(error),
-                ErrorAction::Stop => job.pause_point().await,
+                ErrorAction::Stop => {
+                    if self.block.quirks.defects.stop_loses_chunk {
+                        self.copy.forget_failed(&self.block);
+                    }
+                    job.pause_point().await;
+                }
                 ErrorAction::Ignore => {}
             }
         }
     }
 
     fn start_call(self: &Rc<Self>, job: &Rc<Job>) -> Rc<Call> {
+        let cluster = self.copy.cluster_size;
+        let bytes = if self.block.quirks.defects.partial_tail_not_copied {
+            self.length - self.length % cluster
+        } else {
+            self.length.next_multiple_of(cluster)
+        };
         let options = CallOptions {
             offset: 0,
-            bytes: self.length.next_multiple_of(self.copy.cluster_size),
+            bytes,
             max_workers: self.max_workers,
             max_chunk: self.max_chunk,
             ignore_limit: false,

@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use crate::block::qcow2::Qcow2Options;
-use crate::block::{BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, SetState};
+use crate::block::{
+    BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, Perm, SetState,
+};
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
@@ -102,11 +104,18 @@ impl Machine {
                 }
                 DriverOptions::File { filename }
             }
-            "null-co" => DriverOptions::Null(NullDriver {
-                size: args.opt_int("size")?.map_or(1 << 30, i64::unsigned_abs),
-                latency: args.opt_size("latency-ns")?.unwrap_or(0),
-                read_zeroes: args.opt_bool("read-zeroes")?.unwrap_or(false),
-            }),
+            "null-co" => {
+                let given_size = args.opt_int("size")?;
+                let latency = args.opt_size("latency-ns")?.unwrap_or(0);
+                let given_read_zeroes = args.opt_bool("read-zeroes")?;
+                DriverOptions::Null(NullDriver {
+                    size: given_size.map_or(1 << 30, i64::unsigned_abs),
+                    latency,
+                    read_zeroes: given_read_zeroes.unwrap_or(false),
+                    given_size,
+                    given_read_zeroes,
+                })
+            }
             "raw" => {
                 let file = self.parse_child(args, "file")?;
                 for unmodelled in ["offset", "size"] {
@@ -185,8 +194,8 @@ impl Machine {
         let set_is_empty = args.has("set-state") && set_state.is_empty();
         let set_state =
             set_state.into_iter().map(|(item, name)| parse_set_state(item, &name)).collect::<Result<_, _>>()?;
-        args.opt_list("take-child-perms")?;
-        args.opt_list("unshare-child-perms")?;
+        let take = parse_permissions(args, "take-child-perms")?;
+        let unshare = parse_permissions(args, "unshare-child-perms")?;
         // QEMU flattens options; an empty list leaves a member behind that the driver does not know.
         for (empty, name) in [(set_is_empty, "set-state"), (inject_is_empty, "inject-error")] {
             if empty {
@@ -204,6 +213,8 @@ impl Machine {
             max_write_zero: unsigned(max_write_zero),
             opt_discard: unsigned(opt_discard),
             max_discard: unsigned(max_discard),
+            take,
+            unshare,
         })
     }
 
@@ -248,11 +259,7 @@ impl Machine {
             return Err(format!("Node {name} is in use").into());
         }
         self.block.check_op_blocker(node)?;
-        let overlay = parents.iter().find(|edge| edge.name == "backing").and_then(|edge| edge.parent_node());
-        if let Some(overlay) = overlay {
-            let overlay = self.block.node(overlay);
-            return Err(format!("Node '{name}' is busy: node is used as backing hd of '{}'", overlay.name).into());
-        }
+        self.block.check_not_backing(node)?;
         if !node.monitor_owned.get() {
             return Err(format!("Node {name} is not owned by the monitor").into());
         }
@@ -273,7 +280,8 @@ impl Machine {
         if size < 0 {
             return Err("Parameter 'size' expects a >0 size".into());
         }
-        if let Err(busy) = self.block.check_op_blocker(&node) {
+        let blocked = self.block.check_op_blocker(&node).and_then(|()| self.block.check_not_backing(&node));
+        if let Err(busy) = blocked {
             let named = self.block.quirks.resize_names_blocker;
             return Err(if named { busy } else { "Device '(null)' is in use".to_owned() }.into());
         }
@@ -295,6 +303,22 @@ impl Machine {
         self.block.drained_end(node.id);
         result
     }
+}
+
+/// A list of permissions; a word that is none has no name in QEMU's error.
+fn parse_permissions(args: &Args<'_>, name: &'static str) -> Result<Perm, QmpError> {
+    let mut permissions = Perm::NONE;
+    for (item, _) in args.opt_list(name)?.unwrap_or_default() {
+        permissions |= match item.as_str() {
+            Some("consistent-read") => Perm::CONSISTENT_READ,
+            Some("write") => Perm::WRITE,
+            Some("write-unchanged") => Perm::WRITE_UNCHANGED,
+            Some("resize") => Perm::RESIZE,
+            Some(word) => return Err(format!("Parameter 'null' does not accept value '{word}'").into()),
+            None => return Err("Invalid parameter type for 'null', expected: string".into()),
+        };
+    }
+    Ok(permissions)
 }
 
 fn parse_event(args: &Args<'_>) -> Result<BlkdebugEvent, QmpError> {

@@ -23,7 +23,6 @@ pub(crate) struct Exports {
 struct Export {
     id: String,
     name: String,
-    node: Rc<str>,
     backend: Rc<Backend>,
     bitmaps: Vec<(NodeId, BitmapId)>,
 }
@@ -32,6 +31,8 @@ struct Export {
 struct NewExport {
     id: String,
     node: String,
+    /// The node may be given by its device's name (nbd-server-add).
+    by_device: bool,
     name: Option<String>,
     writable: bool,
     bitmaps: Vec<(Option<String>, String)>,
@@ -67,7 +68,8 @@ impl Machine {
                 let bitmap = args.opt_str("bitmap")?.map(|bitmap| (None, bitmap.to_owned()));
                 args.finish()?;
                 let bitmaps = bitmap.into_iter().collect();
-                self.add_export(NewExport { id: name.clone(), node: device, name: Some(name), writable, bitmaps }).await
+                let (id, by_device) = (name.clone(), true);
+                self.add_export(NewExport { id, node: device, by_device, name: Some(name), writable, bitmaps }).await
             }
             _ => {
                 let id = args.str(if command == "nbd-server-remove" { "name" } else { "id" })?;
@@ -133,7 +135,7 @@ impl Machine {
         }
         args.opt_bool("allocation-depth")?;
         args.finish()?;
-        Ok(NewExport { id, node, name, writable, bitmaps })
+        Ok(NewExport { id, node, by_device: false, name, writable, bitmaps })
     }
 
     async fn add_export(&self, new: NewExport) -> QmpResult {
@@ -143,7 +145,8 @@ impl Machine {
         if self.exports.borrow().exports.iter().any(|export| export.id == new.id) {
             return Err(format!("Block export id '{}' is already in use", new.id).into());
         }
-        let node = self.block.lookup(None, Some(&new.node))?;
+        let device = new.by_device.then_some(new.node.as_str());
+        let node = self.block.lookup(device, Some(&new.node))?;
         if new.writable && node.is_read_only() {
             return Err("Cannot export read-only node as writable".into());
         }
@@ -152,7 +155,7 @@ impl Machine {
         let name = new.name.clone().unwrap_or_else(|| new.node.clone());
         match self.take_bitmaps(&node, &name, &new) {
             Ok(bitmaps) => {
-                let export = Export { id: new.id, name, node: node.name.clone(), backend, bitmaps };
+                let export = Export { id: new.id, name, backend, bitmaps };
                 self.exports.borrow_mut().exports.insert(0, export);
                 Ok(json!({}))
             }
@@ -176,6 +179,7 @@ impl Machine {
         }
         let mut taken = Vec::new();
         for (owner, bitmap) in &new.bitmaps {
+            let by_name_alone = owner.is_none();
             let found = match owner {
                 Some(owner) => self.block.find_bitmap(owner, bitmap)?,
                 None => self
@@ -189,7 +193,7 @@ impl Machine {
                 state.check(Allow::READONLY).map_err(|fault| fault.to_string())?;
             }
             let writable_node = !node.is_read_only();
-            if !new.writable && writable_node && state.enabled() {
+            if by_name_alone && !new.writable && writable_node && state.enabled() {
                 return Err(format!("Enabled bitmap '{bitmap}' incompatible with readonly export").into());
             }
             taken.push(found);
@@ -237,7 +241,11 @@ impl Machine {
     /// query-block-exports.
     pub(in crate::qmp) fn query_block_exports(&self) -> QmpResult {
         let exports = self.exports.borrow();
-        let info = |export: &Export| json!({"node-name": &*export.node, "shutting-down": false, "type": "nbd", "id": export.id});
+        let info = |export: &Export| {
+            // A snapshot or a filter may have moved the export to another node.
+            let node = export.backend.node(&self.block).map(|node| node.name.to_string()).unwrap_or_default();
+            json!({"node-name": node, "shutting-down": false, "type": "nbd", "id": export.id})
+        };
         Ok(exports.exports.iter().map(info).collect())
     }
 }

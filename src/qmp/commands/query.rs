@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::block::qcow2::Qcow2Info;
-use crate::block::{DetectZeroes, Node, Parent};
+use crate::block::{DetectZeroes, Driver, Node, Parent};
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
 use crate::qmp::machine::Machine;
@@ -75,6 +75,16 @@ impl Machine {
         info
     }
 
+    /// Whether the driver below all filters answers `bdrv_get_info`.
+    fn tells_info(&self, node: &Node) -> bool {
+        let below = self.block.node(self.block.skip_filters(node.id));
+        match &*below.driver.borrow() {
+            Driver::File(_) | Driver::Qcow2(_) => true,
+            Driver::Raw => below.primary_child().is_some_and(|child| self.tells_info(&self.block.node(child))),
+            _ => false,
+        }
+    }
+
     fn backing_depth(&self, node: &Node) -> u64 {
         let mut depth = 0;
         let mut layer = self.block.backing_chain_next(node.id);
@@ -95,8 +105,10 @@ impl Machine {
         if let Some(size) = self.block.allocated_size(node.id) {
             image["actual-size"] = size.into();
         }
-        if let Some(qcow2) = node.qcow2() {
+        if self.tells_info(node) {
             image["dirty-flag"] = false.into();
+        }
+        if let Some(qcow2) = node.qcow2() {
             image["cluster-size"] = qcow2.cluster_size().into();
             image["format-specific"] = json!({"type": "qcow2", "data": specific_info(&qcow2.info())});
             if let Some(backing) = qcow2.backing_name() {

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::Node;
 use crate::block::open::{BackingRef, DriverOptions};
 use crate::block::qcow2::Qcow2CreateOptions;
+use crate::block::{Edge, Node, Perm};
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
@@ -27,20 +27,23 @@ impl Machine {
 
     async fn append_overlay(&self, node: &Rc<Node>, overlay: &str) -> Result<(), QmpError> {
         self.block.check_op_blocker(node)?;
+        self.block.check_not_backing(node)?;
         let overlay = self
             .block
             .lookup(None, Some(overlay))
             .map_err(|_| QmpError::from(format!("Cannot find device='{overlay}' nor node-name='{overlay}'")))?;
-        let used = overlay.parents.borrow().iter().any(|edge| edge.name == "root");
-        if used {
+        let is_read = |edge: &Rc<Edge>| edge.perm.get().contains(Perm::CONSISTENT_READ);
+        if overlay.parents.borrow().iter().any(is_read) {
             return Err("The overlay is already in use".into());
         }
-        self.block.check_op_blocker(&overlay)?;
-        if overlay.qcow2().is_none() {
-            return Err("The overlay does not support backing images".into());
+        if overlay.filtered_child().is_some() {
+            return Err("Filters cannot be used as overlays".into());
         }
         if overlay.backing().is_some() {
             return Err("The overlay already has a backing image".into());
+        }
+        if overlay.qcow2().is_none() {
+            return Err("The overlay does not support backing images".into());
         }
         self.block.append(node, &overlay).await?;
         Ok(())
@@ -66,6 +69,7 @@ impl Machine {
             return Err("New overlay node-name already in use".into());
         }
         self.block.check_op_blocker(&node)?;
+        self.block.check_not_backing(&node)?;
         if format != "qcow2" {
             return Err(format!("not modelled: an overlay of format '{format}'; there is qcow2").into());
         }

@@ -84,12 +84,17 @@ impl Machine {
         if let Err(reason) = self.block.backend_require(backend, command.permissions()) {
             return format!("{reason}\r\n");
         }
-        let session = Session { block: self.block.clone(), backend: backend.clone(), pending: Rc::new(Cell::new(0)) };
+        let session = Session {
+            block: self.block.clone(),
+            backend: backend.clone(),
+            pending: Rc::default(),
+            said: Cell::default(),
+        };
         session.run(&command).await;
         if !matches!(command, IoCommand::Nothing) && backend.name.is_none() {
             session.drain().await;
         }
-        String::new()
+        session.said.take().unwrap_or_default()
     }
 }
 

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::block::{Backend, Block, NodeId, Perm, ReqFlags, StatusFlags};
+use crate::block::{Backend, Block, NodeId, Perm, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 
@@ -19,6 +19,8 @@ pub(super) struct Session {
     pub(super) block: Rc<Block>,
     pub(super) backend: Rc<Backend>,
     pub(super) pending: Rc<Cell<u32>>,
+    /// What the monitor says, if it says anything.
+    pub(super) said: Cell<Option<String>>,
 }
 
 impl IoCommand {
@@ -124,7 +126,7 @@ impl Session {
         let (block, id, length) = (self.block.clone(), node.id, node.length.get());
         let runs = self.in_coroutine(async move { allocation_runs(&block, id, length).await }).await;
         match runs {
-            Err(error) => self.block.report_stderr(format!("Failed to get allocation status: {error}")),
+            Err(error) => self.said.set(Some(format!("Failed to get allocation status: {error}\r\n"))),
             Ok(runs) => {
                 for (offset, bytes, allocated) in runs {
                     let word = if allocated { "    allocated" } else { "not allocated" };
@@ -199,31 +201,31 @@ pub async fn run_as_guest(block: &Rc<Block>, backend: &Rc<Backend>, command: IoC
     let done = Rc::new(Cell::new(false));
     let flag = done.clone();
     block.sim.spawn("guest request", async move {
-        let session = Session { block: block_of_guest, backend, pending: Rc::default() };
+        let session = Session { block: block_of_guest, backend, pending: Rc::default(), said: Cell::default() };
         session.run(&command).await;
         flag.set(true);
         sim.wake(me);
     });
-    while !done.get() {
+    let deaths = block.sim.deaths();
+    while !done.get() && block.sim.deaths() == deaths {
         block.sim.park("a guest request").await;
     }
 }
 
-/// Runs of equal allocation over the whole chain.
+/// Runs of equal allocation on the node's own layer.
 async fn allocation_runs(block: &Rc<Block>, node: NodeId, length: u64) -> Res<Vec<(u64, u64, bool)>> {
     let mut runs: Vec<(u64, u64, bool)> = Vec::new();
     let mut pos = 0;
     while pos < length {
-        let answer = block.co_block_status_above(node, None, pos, length - pos, true).await?.status;
-        if answer.bytes == 0 {
+        let (allocated, bytes) = block.co_is_allocated(node, pos, length - pos).await?;
+        if bytes == 0 {
             break;
         }
-        let allocated = answer.flags.contains(StatusFlags::ALLOCATED);
         match runs.last_mut() {
-            Some(last) if last.2 == allocated => last.1 += answer.bytes,
-            _ => runs.push((pos, answer.bytes, allocated)),
+            Some(last) if last.2 == allocated => last.1 += bytes,
+            _ => runs.push((pos, bytes, allocated)),
         }
-        pos += answer.bytes;
+        pos += bytes;
     }
     Ok(runs)
 }

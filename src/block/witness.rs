@@ -1,0 +1,81 @@
+//! What the block layer tells about guests, snapshots and bitmaps, for whoever checks a run.
+//!
+//! Everything here only builds trace events, and only when somebody reads them. Nothing may change state.
+
+use std::rc::Rc;
+
+use crate::bitmap::{BitmapId, DirtyBitmap};
+use crate::errno::Res;
+use crate::sim::{BitmapDump, Runs, TraceEvent};
+use crate::store::Content;
+
+use super::graph::Block;
+use super::node::{Node, NodeId};
+
+impl Block {
+    /// A guest's request begins at `node`, the root of its backend; returns the request's number.
+    pub(super) fn witness_begin(
+        &self,
+        node: &Node,
+        operation: &'static str,
+        offset: u64,
+        bytes: u64,
+        content: Option<&Content>,
+    ) -> u64 {
+        let trace = self.sim.trace();
+        if !trace.is_read() {
+            return 0;
+        }
+        let id = trace.request_id();
+        let disk = self.node(self.skip_filters(node.id)).name.clone();
+        let content = content.map_or_else(Runs::new, Content::fills);
+        self.sim.emit(|| TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content });
+        id
+    }
+
+    /// A guest's request is answered.
+    pub(super) fn witness_end<T>(&self, id: u64, result: &Res<T>, content: impl FnOnce(&T) -> Runs) {
+        self.sim.emit(|| match result {
+            Ok(value) => TraceEvent::GuestEnd { id, error: 0, content: content(value) },
+            Err(error) => TraceEvent::GuestEnd { id, error: error.0, content: Runs::new() },
+        });
+    }
+
+    /// A copy-before-write filter begins to keep the disk below it as it is now.
+    pub(super) fn witness_snapshot(&self, filter: NodeId, source: NodeId) {
+        self.sim.emit(|| TraceEvent::SnapshotOpened {
+            filter: self.node(filter).name.clone(),
+            source: self.node(self.skip_filters(source)).name.clone(),
+        });
+    }
+
+    /// A bitmap of a node, with what its successor has recorded.
+    pub fn dump_bitmap(&self, node: NodeId, id: BitmapId) -> Option<BitmapDump> {
+        let node = self.try_node(node)?;
+        let list = node.bitmaps.borrow();
+        let bitmap = list.get(id)?;
+        let name = bitmap.name.clone()?;
+        let successor = bitmap.successor().and_then(|id| list.get(id));
+        let mut dirty: Vec<(u64, u64)> = bitmap.dirty_areas().collect();
+        dirty.extend(successor.into_iter().flat_map(DirtyBitmap::dirty_areas));
+        Some(BitmapDump {
+            node: node.name.clone(),
+            name,
+            granularity: bitmap.granularity(),
+            recording: list.recording(id),
+            busy: bitmap.busy,
+            inconsistent: bitmap.inconsistent,
+            dirty,
+        })
+    }
+
+    /// All named bitmaps of all nodes.
+    pub fn dump_bitmaps(&self) -> Vec<BitmapDump> {
+        let nodes = self.live_nodes();
+        let ids = |node: &Rc<Node>| {
+            let list = node.bitmaps.borrow();
+            list.iter().map(|(id, _)| (node.id, id)).collect::<Vec<_>>()
+        };
+        nodes.iter().flat_map(ids).filter_map(|(node, id)| self.dump_bitmap(node, id)).collect()
+    }
+}

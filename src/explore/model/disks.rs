@@ -1,0 +1,163 @@
+//! What each disk must hold, from what its guests were told.
+//!
+//! A write counts once it is acknowledged; a failed one, or one that raced with another on the same bytes,
+//! leaves its range unknown until somebody writes it again. An unknown byte is never the ground for a verdict.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::sim::Runs;
+
+use super::ranges::Ranges;
+use super::violation::{Invariant, Violation};
+
+/// The bytes of a disk; none where nobody can know.
+pub type Image = Ranges<Option<u8>>;
+
+/// A guest's request under way.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The disk.
+    pub disk: Rc<str>,
+    /// `read`, `write`, …
+    pub operation: &'static str,
+    /// First byte.
+    pub offset: u64,
+    /// Byte after the last.
+    pub end: u64,
+    content: Runs,
+    /// A request that changes the same bytes overlapped with this one.
+    raced: bool,
+}
+
+impl Request {
+    /// Whether it may change the disk.
+    pub fn changes(&self) -> bool {
+        matches!(self.operation, "write" | "write-zeroes" | "discard")
+    }
+
+    fn overlaps(&self, other: &Request) -> bool {
+        self.disk == other.disk && self.offset < other.end && other.offset < self.end
+    }
+}
+
+/// All disks, and the guests' requests to them.
+pub struct Disks {
+    images: BTreeMap<Rc<str>, Image>,
+    open: BTreeMap<u64, Request>,
+    initial: Option<u8>,
+}
+
+impl Disks {
+    /// Disks that begin as zeros, or unknown.
+    pub fn new(begin_as_zeros: bool) -> Disks {
+        Disks { images: BTreeMap::new(), open: BTreeMap::new(), initial: begin_as_zeros.then_some(0) }
+    }
+
+    /// What `disk` must hold now.
+    pub fn image(&self, disk: &str) -> Image {
+        self.images.get(disk).cloned().unwrap_or_else(|| Image::all(self.initial))
+    }
+
+    /// All disks that a guest has used.
+    pub fn all(&self) -> impl Iterator<Item = (&Rc<str>, &Image)> {
+        self.images.iter()
+    }
+
+    /// Whether nobody changes the disk at the moment.
+    pub fn is_quiet(&self, disk: &str) -> bool {
+        !self.open.values().any(|request| &*request.disk == disk && request.changes())
+    }
+
+    /// Requests that may change `disk` and are under way.
+    pub fn changing<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Request> {
+        self.open.values().filter(move |request| &*request.disk == disk && request.changes())
+    }
+
+    /// A request begins.
+    pub fn begin(&mut self, id: u64, disk: &Rc<str>, operation: &'static str, range: (u64, u64), content: &Runs) {
+        let (offset, bytes) = range;
+        let content = if operation == "write-zeroes" { vec![(bytes, 0)] } else { content.clone() };
+        let end = offset + bytes;
+        let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced: false };
+        for other in self.open.values_mut() {
+            if other.overlaps(&request) {
+                request.raced |= other.changes();
+                other.raced |= request.changes();
+            }
+        }
+        self.open.insert(id, request);
+    }
+
+    /// A request is answered: the disk is what it is from now on, or a read is judged. Returns the request.
+    pub fn end(&mut self, id: u64, error: i32, read: &Runs, found: &mut Vec<Violation>) -> Option<Request> {
+        let request = self.open.remove(&id)?;
+        if request.changes() {
+            let initial = self.initial;
+            let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
+            let known = error == 0 && !request.raced && request.operation != "discard";
+            if known {
+                write(image, request.offset, &request.content);
+            } else {
+                image.set(request.offset, request.end - request.offset, None);
+            }
+        } else if request.operation == "read"
+            && error == 0
+            && !request.raced
+            // A disk that no guest has written, a target or a snapshot, holds what others put there.
+            && let Some(image) = self.images.get(&request.disk)
+            && let Some(difference) = first_difference(image, request.offset, read)
+        {
+            let text = format!("a guest read {} of disk {}", difference, request.disk);
+            found.push(Violation::new(Invariant::Guest, &request.disk, text));
+        }
+        Some(request)
+    }
+
+    /// The process died: what was not flushed may be lost, and nobody keeps track of that here.
+    pub fn forget(&mut self) {
+        self.open.clear();
+        for image in self.images.values_mut() {
+            *image = Image::all(None);
+        }
+    }
+}
+
+fn write(image: &mut Image, offset: u64, content: &Runs) {
+    let mut at = offset;
+    for (bytes, value) in content {
+        image.set(at, *bytes, Some(*value));
+        at += bytes;
+    }
+}
+
+/// Where content differs from what must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The first byte that differs.
+    pub at: u64,
+    /// What is there.
+    pub found: u8,
+    /// What should be.
+    pub expected: u8,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "0x{:02x} instead of 0x{:02x} at byte {}", self.found, self.expected, self.at)
+    }
+}
+
+/// The first known byte of `image` that `content`, which starts at `offset`, has otherwise.
+pub fn first_difference(image: &Image, offset: u64, content: &Runs) -> Option<Difference> {
+    let mut at = offset;
+    for (bytes, found) in content {
+        for run in image.within(at, at + bytes) {
+            if let Some(expected) = run.value.filter(|expected| expected != found) {
+                return Some(Difference { at: run.start, found: *found, expected });
+            }
+        }
+        at += bytes;
+    }
+    None
+}

@@ -1,0 +1,17 @@
+//! The reference models: what must be true of any run, worked out from the trace alone.
+//!
+//! They share no code with the machine: content and dirtiness are [`ranges::Ranges`], filled from what
+//! guests were told. They must never read the machine's state while it runs; at the end they are shown what
+//! it left ([`final_state`]).
+
+pub mod bitmaps;
+pub mod disks;
+pub mod final_state;
+pub mod jobs;
+pub mod ranges;
+pub mod violation;
+pub mod watch;
+
+pub use final_state::FinalState;
+pub use violation::{Invariant, Violation};
+pub use watch::Watch;

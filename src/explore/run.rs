@@ -1,0 +1,181 @@
+//! One run under one strategy, judged.
+//!
+//! A run that panics has broken an invariant like any other; it must not end the search. Nothing of a run may
+//! stay behind for the next one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Once;
+
+use crate::quirks::Compat;
+use crate::scenario::Case;
+use crate::scenario::ast::{Outcome, Verb};
+use crate::scenario::run::Ending;
+use crate::scenario::simulate::{SimOptions, SimRun, simulate};
+use crate::sim::{Choices, Recorded, Strategy};
+
+use super::model::watch::Fnv;
+use super::model::{FinalState, Invariant, Violation, Watch};
+
+/// A run of a small scenario that is not over by then never will be.
+const STEP_LIMIT: u64 = 200_000;
+
+/// What is run again and again.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The case.
+    pub case: Case,
+    /// Defects beside the case's own.
+    pub defects: Vec<String>,
+    /// Whose behaviour; none: the case's.
+    pub compat: Option<Compat>,
+    /// Whether fresh disks read as zeros, so that their content is known.
+    pub begin_as_zeros: bool,
+}
+
+impl Setup {
+    /// Prepares a case.
+    pub fn new(case: Case, defects: Vec<String>) -> Setup {
+        let has_backing = |verb: &Verb| matches!(verb, Verb::Image(image) if image.backing.is_some());
+        let begin_as_zeros = !case.steps.iter().any(|step| has_backing(&step.verb));
+        Setup { case, defects, compat: None, begin_as_zeros }
+    }
+}
+
+/// How a run went.
+#[derive(Clone, Debug, Default)]
+pub struct RunReport {
+    /// What it broke.
+    pub violations: Vec<Violation>,
+    /// The decisions that were taken.
+    pub choices: Vec<Recorded>,
+    /// Events of the loop.
+    pub steps: u64,
+    /// Abstract states that it went through.
+    pub coverage: BTreeSet<u64>,
+    /// A hash of what it left.
+    pub state: u64,
+    /// The transcript, for whoever shows the run.
+    pub transcript: String,
+}
+
+thread_local! {
+    /// What the last panic of a run said; set while a run is under way.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets panics of runs be kept instead of printed; those of everybody else go where they went.
+fn keep_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if RUNNING.get() {
+                PANIC.set(Some(info.to_string().replace('\n', " ")));
+            } else {
+                others(info);
+            }
+        }));
+    });
+}
+
+/// Runs the case once.
+pub fn run(setup: &Setup, strategy: Box<dyn Strategy>) -> RunReport {
+    keep_panics();
+    let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros)));
+    let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
+    let options = options(setup, strategy, &watch, &left);
+    RUNNING.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&setup.case, options)));
+    RUNNING.set(false);
+    let mut report = RunReport::default();
+    match outcome {
+        Err(_) => {
+            let said = PANIC.take().unwrap_or_default();
+            let text = format!("the machine crashed: {said}");
+            report.violations.push(Violation::new(Invariant::Progress, "the machine", text));
+        }
+        Ok(Err(reason)) => {
+            report.violations.push(Violation::new(Invariant::Expectation, "the scenario", reason));
+        }
+        Ok(Ok(run)) => {
+            judge_ending(setup, &run, &mut report.violations);
+            report.choices = run.choices;
+            report.steps = run.steps;
+            report.transcript = run.outcome.transcript.text().to_owned();
+        }
+    }
+    let state = left.take();
+    let mut watch = watch.borrow_mut();
+    let crashed = report.violations.iter().any(|violation| violation.invariant == Invariant::Progress);
+    report.violations.extend(watch.finish(state.as_ref().filter(|_| !crashed)));
+    report.coverage = std::mem::take(&mut watch.coverage);
+    report.state = hash(state.as_ref(), &report.violations);
+    report
+}
+
+fn options(
+    setup: &Setup,
+    strategy: Box<dyn Strategy>,
+    watch: &Rc<RefCell<Watch>>,
+    left: &Rc<RefCell<Option<FinalState>>>,
+) -> SimOptions {
+    let (reader, wanting, slot) = (watch.clone(), watch.clone(), left.clone());
+    let over = Rc::new(Cell::new(false));
+    let is_over = over.clone();
+    SimOptions {
+        compat: setup.compat,
+        choices: Choices::with(strategy),
+        step_limit: Some(STEP_LIMIT),
+        observe: Some(Box::new(move |sim| {
+            sim.trace().subscribe(move |event| {
+                if !is_over.get() {
+                    reader.borrow_mut().see(event);
+                }
+            });
+        })),
+        defects: setup.defects.clone(),
+        inspect: Some(Box::new(move |machine| {
+            over.set(true);
+            let wanted = wanting.borrow().wanted();
+            Box::pin(async move {
+                let state = FinalState::look(machine, wanted).await;
+                *slot.borrow_mut() = Some(state);
+            })
+        })),
+        ..SimOptions::default()
+    }
+}
+
+/// A run that ended otherwise than the scenario says, or wrote that something is wrong.
+fn judge_ending(setup: &Setup, run: &SimRun, found: &mut Vec<Violation>) {
+    if let Ending::Failed { line, why, .. } = &run.outcome.ending
+        && !run.outcome.is_as_expected(&setup.case.settings)
+    {
+        let stuck = run.outcome.outcome() == Outcome::Deadlock || why.starts_with("no end after");
+        let invariant = if stuck { Invariant::Progress } else { Invariant::Expectation };
+        found.push(Violation::new(invariant, "the scenario", format!("line {line}: {why}")));
+    }
+    if let Some(wrong) = run.outcome.transcript.text().lines().find(|line| line.contains("ERROR!")) {
+        found.push(Violation::new(Invariant::Expectation, "the scenario", wrong.to_owned()));
+    }
+}
+
+/// What two runs that only differ in the order of independent steps must agree on.
+fn hash(state: Option<&FinalState>, violations: &[Violation]) -> u64 {
+    let mut hash = Fnv::new(violations.len() as u64);
+    let Some(state) = state else { return hash.0 };
+    for content in state.content.values() {
+        content.iter().for_each(|(bytes, value)| hash.add(bytes << 8 | u64::from(*value)));
+        hash.add(u64::MAX);
+    }
+    for bitmap in &state.bitmaps {
+        bitmap.dirty.iter().for_each(|(offset, bytes)| hash.add(offset ^ bytes << 32));
+        hash.add(u64::from(bitmap.recording) | u64::from(bitmap.busy) << 1);
+    }
+    hash.add(state.jobs.len() as u64);
+    hash.0
+}

@@ -1,0 +1,110 @@
+//! The strategies: who comes next, run after run.
+//!
+//! A [`Search`] gives a strategy for each run and is told how the run went. For all seeded ones the strategy of
+//! run `i` depends only on the seed, on `i` and on [`Learned`] figures of the first run in QEMU's own order,
+//! so any run can be repeated alone, on any machine. Nothing here may know what is being run.
+
+mod delay;
+mod pct;
+mod pos;
+mod random;
+mod urw;
+
+use crate::sim::Strategy;
+use crate::sim::rng::{Rng, Stream};
+
+pub use delay::{DelayBounded, SampledDelays, Sparse};
+pub use pct::Pct;
+pub use pos::Pos;
+pub use random::RandomWalk;
+pub use urw::Urw;
+
+/// What the run in QEMU's own order has shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Learned {
+    /// Places where more than one step could come next.
+    pub points: u64,
+    /// Tasks that took steps, and how many each took.
+    pub steps: Vec<(String, u64)>,
+}
+
+/// The seeded strategies and their mixture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// [`RandomWalk`].
+    Random,
+    /// [`Pct`] of this depth.
+    Pct(u32),
+    /// [`Pos`].
+    Pos,
+    /// [`Urw`].
+    Urw,
+    /// [`SampledDelays`]: this many at most.
+    Delays(u32),
+    /// All of them in turn.
+    Auto,
+}
+
+impl Kind {
+    /// The kind that `--strategy` calls so; the depth is PCT's.
+    pub fn from_name(name: &str, depth: u32) -> Option<Kind> {
+        Some(match name {
+            "random" => Kind::Random,
+            "pct" => Kind::Pct(depth),
+            "pos" => Kind::Pos,
+            "urw" => Kind::Urw,
+            "delays" => Kind::Delays(depth),
+            "auto" => Kind::Auto,
+            _ => return None,
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Random => "random",
+            Kind::Pct(_) => "pct",
+            Kind::Pos => "pos",
+            Kind::Urw => "urw",
+            Kind::Delays(_) => "delays",
+            Kind::Auto => "auto",
+        }
+    }
+
+    /// The strategy of run `index`.
+    pub fn strategy(self, seed: u64, index: u64, learned: &Learned) -> Box<dyn Strategy> {
+        // Every run has a stream of its own: the index is mixed into the seed, so that runs can be skipped.
+        let mixed = seed ^ index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let rng = Rng::new(mixed, Stream::Schedule);
+        match self {
+            Kind::Random => Box::new(RandomWalk::new(rng, index % 2 == 1)),
+            Kind::Pct(depth) => Box::new(Pct::new(rng, depth, learned.points)),
+            Kind::Pos => Box::new(Pos::new(rng)),
+            Kind::Urw => Box::new(Urw::new(rng, learned)),
+            Kind::Delays(most) => Box::new(SampledDelays::new(rng, most, learned.points)),
+            Kind::Auto => Kind::in_turn(index).strategy(seed, index / 10, learned),
+        }
+    }
+
+    /// Which strategy `auto` uses for run `index`: each family gets a share of every ten runs, because none
+    /// finds all defects first (see the table in `docs/exploration.md`).
+    fn in_turn(index: u64) -> Kind {
+        match index % 10 {
+            0 | 5 => Kind::Random,
+            1 | 6 => Kind::Delays(1),
+            2 => Kind::Pct(1 + (index / 10 % 4) as u32),
+            3 | 8 => Kind::Delays(3),
+            4 => Kind::Pos,
+            7 => Kind::Urw,
+            _ => Kind::Pct(3),
+        }
+    }
+
+    /// What `runs` runs guarantee, in words, if anything.
+    pub fn guarantee(self, runs: u64, learned: &Learned) -> Option<String> {
+        match self {
+            Kind::Pct(depth) => Some(pct::guarantee(depth, runs, learned)),
+            _ => None,
+        }
+    }
+}
