@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use backsim::block::open::CommonOptions;
 use backsim::block::qcow2::Qcow2CreateOptions;
-use backsim::block::{Node, ReqFlags};
+use backsim::block::{Node, NodeId, ReqFlags};
 use backsim::store::{Content, Host};
 
 use super::rig::Rig;
@@ -43,23 +43,27 @@ fn run_ops(rig: &Rig, ops: &[Op]) -> (String, String) {
     let node = rig.open("a.img", CommonOptions { discard_unmap: Some(true), ..Default::default() });
     assert_eq!(rig.take_log(), OPEN);
     for op in ops {
-        let (block, id, op) = (rig.block.clone(), node.id, *op);
-        let done = rig.request(async move {
-            match op {
-                Write(at, len) => block.co_pwrite(id, at, Content::pattern(1, len), ReqFlags::NONE).await,
-                Zero(at, len) => block.co_pwrite_zeroes(id, at, len, ReqFlags::NONE).await,
-                ZeroUnmap(at, len) => block.co_pwrite_zeroes(id, at, len, ReqFlags::MAY_UNMAP).await,
-                Discard(at, len) => block.co_pdiscard(id, at, len).await,
-                Read(at, len) => block.co_pread(id, at, len, ReqFlags::NONE).await.map(|_| ()),
-                Compressed(at) => block.co_pwrite(id, at, Content::pattern(1, CLUSTER), ReqFlags::COMPRESSED).await,
-                Flush => block.co_flush(id).await,
-            }
-        });
-        assert_eq!(done, Ok(()));
+        perform(rig, node.id, *op);
     }
     let during = rig.take_log();
     rig.close(node);
     (during, rig.take_log())
+}
+
+fn perform(rig: &Rig, id: NodeId, op: Op) {
+    let block = rig.block.clone();
+    let done = rig.request(async move {
+        match op {
+            Write(at, len) => block.co_pwrite(id, at, Content::pattern(1, len), ReqFlags::NONE).await,
+            Zero(at, len) => block.co_pwrite_zeroes(id, at, len, ReqFlags::NONE).await,
+            ZeroUnmap(at, len) => block.co_pwrite_zeroes(id, at, len, ReqFlags::MAY_UNMAP).await,
+            Discard(at, len) => block.co_pdiscard(id, at, len).await,
+            Read(at, len) => block.co_pread(id, at, len, ReqFlags::NONE).await.map(|_| ()),
+            Compressed(at) => block.co_pwrite(id, at, Content::pattern(1, CLUSTER), ReqFlags::COMPRESSED).await,
+            Flush => block.co_flush(id).await,
+        }
+    });
+    assert_eq!(done, Ok(()));
 }
 
 #[track_caller]
@@ -304,4 +308,85 @@ fn resizing() {
     let shrunk = "W(rt) F W(hdr+0x18,0x8) F refblock_update_part W(rb) F";
     assert!(seen.ends_with(shrunk), "{seen}");
     assert!(seen.contains("l1_shrink_write_table Z(data+0x8,0x8) F l1_shrink_free_l2_clusters cluster_free"), "{seen}");
+}
+
+/// An image over a base that holds data in its first 256 KiB, with an L2 table but no data of its own.
+fn over_base(rig: &Rig) {
+    rig.create("base.img", Qcow2CreateOptions { size: 64 << 20, ..Default::default() });
+    let base = rig.open("base.img", CommonOptions::default());
+    for cluster in 0..4 {
+        write(rig, &base, cluster * CLUSTER);
+    }
+    rig.close(base);
+    let options = Qcow2CreateOptions {
+        size: 64 << 20,
+        backing_file: Some("base.img".into()),
+        backing_format: Some("qcow2".into()),
+        ..Default::default()
+    };
+    rig.create("a.img", options);
+    let node = rig.open("a.img", CommonOptions::default());
+    write(rig, &node, 63 << 20);
+    rig.close(node);
+    rig.take_log();
+}
+
+#[track_caller]
+fn check_over_base(op: Op, during: &str, close: &str) {
+    let rig = Rig::new(Host::memory());
+    over_base(&rig);
+    let node = rig.open("a.img", CommonOptions { discard_unmap: Some(true), ..Default::default() });
+    rig.take_log();
+    perform(&rig, node.id, op);
+    assert_eq!(rig.take_log(), during);
+    rig.close(node);
+    assert_eq!(rig.take_log(), close);
+}
+
+#[test]
+fn copying_from_the_backing_file() {
+    let found = "l2_load R(l2) cluster_alloc R(rb) refblock_alloc refblock_load";
+    let cow = "cow_read read_backing_aio";
+    let head = format!("{found} {cow} write_aio cow_write W(data)");
+    check_over_base(Write(0, 4 * K), &head, BOTH);
+    let middle = format!("{found} {cow} {cow} write_aio cow_write W(data)");
+    check_over_base(Write(16 * K, 32 * K), &middle, BOTH);
+    let zero_there = format!("{found} cluster_alloc_space Z(data) write_aio W(data,0x1000)");
+    check_over_base(Write(8 * CLUSTER, 4 * K), &zero_there, BOTH);
+    check_over_base(Read(0, CLUSTER), "l2_load R(l2) read_backing_aio", "flush_to_os");
+    check_over_base(Discard(0, CLUSTER), "l2_load R(l2)", ONLY_L2);
+}
+
+/// Two writes to one new cluster: the second waits until the first has linked the cluster, and
+/// neither loses its data.
+#[test]
+fn writes_to_one_new_cluster_wait_for_each_other() {
+    let rig = Rig::new(Host::memory());
+    image(&rig, L2_ONLY);
+    let node = rig.open("a.img", CommonOptions::default());
+    rig.take_log();
+    let (block, id) = (rig.block.clone(), node.id);
+    let read = rig.run(async move {
+        for (byte, at) in [(1, 0), (2, 8 * K)] {
+            let core = block.clone();
+            block.sim.spawn("writer", async move {
+                let written = core.co_pwrite(id, at, Content::pattern(byte, 4 * K), ReqFlags::NONE).await;
+                assert_eq!(written, Ok(()));
+            });
+        }
+        // Device operations take no virtual time: after any sleep both have ended.
+        let core = block.clone();
+        block.sim.run_coroutine("wait", async move { core.sim.sleep(1).await }).await;
+        let core = block.clone();
+        block.sim.run_coroutine("read", async move { core.co_pread(id, 0, 16 * K, ReqFlags::NONE).await }).await
+    });
+    let expected = Content::pattern(1, 4 * K)
+        .concat(Content::zeros(4 * K))
+        .concat(Content::pattern(2, 4 * K))
+        .concat(Content::zeros(4 * K));
+    assert_eq!(read, Ok(expected));
+    let seen = "l2_load R(l2) cluster_alloc R(rb) refblock_alloc refblock_load cluster_alloc_space Z(data) write_aio \
+                W(data,0x1000) write_aio W(data+0x2000,0x1000) read_aio R(data,0x4000)";
+    assert_eq!(rig.take_log(), seen);
+    rig.close(node);
 }

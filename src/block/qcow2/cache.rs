@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use super::table::Table;
+use crate::store::Content;
 
 /// Which tables a cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub(super) struct Cache<T> {
     pub(super) kind: CacheKind,
     entry_bytes: Cell<u64>,
     state: RefCell<State<T>>,
+    /// The last table that was written and whose entries were all the same: the entry, the bytes.
+    uniform: RefCell<Option<(u64, Content)>>,
     /// The other cache must be durable before anything of this one is written.
     pub(super) depends: Cell<bool>,
     /// What was written to the file so far must be durable before anything of this one is written.
@@ -90,6 +93,7 @@ impl<T: Table> Cache<T> {
             kind,
             entry_bytes: Cell::new(entry_bytes),
             state: RefCell::new(state),
+            uniform: RefCell::default(),
             depends: Cell::new(false),
             depends_on_flush: Cell::new(false),
         }
@@ -101,6 +105,7 @@ impl<T: Table> Cache<T> {
             kind: self.kind,
             entry_bytes: self.entry_bytes.clone(),
             state: RefCell::new(self.state.borrow().clone()),
+            uniform: self.uniform.clone(),
             depends: self.depends.clone(),
             depends_on_flush: self.depends_on_flush.clone(),
         }
@@ -115,6 +120,7 @@ impl<T: Table> Cache<T> {
     /// Forgets all tables, which must be clean and unused, and takes another shape.
     pub(super) fn reshape(&self, entries: usize, entry_bytes: u64) {
         *self.state.borrow_mut() = State::empty(entries);
+        self.uniform.take();
         self.entry_bytes.set(entry_bytes);
     }
 
@@ -218,9 +224,16 @@ impl<T: Table> Cache<T> {
         (state.entries[index].offset, state.entries[index].dirty)
     }
 
-    /// Runs `f` on the table in an entry.
-    pub(super) fn with<R>(&self, index: usize, f: impl FnOnce(&T) -> R) -> R {
-        f(&self.state.borrow().entries[index].table)
+    /// The table in an entry as the file is to have it.
+    pub(super) fn content(&self, index: usize) -> Content {
+        let state = self.state.borrow();
+        let table = &state.entries[index].table;
+        let Some(entry) = table.uniform(self.entry_bytes()) else { return table.to_content(self.entry_bytes()) };
+        let mut last = self.uniform.borrow_mut();
+        match &*last {
+            Some((same, content)) if *same == entry => content.clone(),
+            _ => last.insert((entry, table.to_content(self.entry_bytes()))).1.clone(),
+        }
     }
 
     /// The first dirty entry at or after `from`, in index order.

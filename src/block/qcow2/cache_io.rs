@@ -95,7 +95,7 @@ impl Qcow2 {
         };
         self.check_overlap(block, Some(own), offset, cache.entry_bytes()).await?;
         block.debug_event(self.file, event).await;
-        let content = cache.with(index, |table| table.to_content(cache.entry_bytes()));
+        let content = cache.content(index);
         block.co_pwrite(self.file, offset, content, ReqFlags::NONE).await?;
         cache.set_clean(index);
         Ok(())

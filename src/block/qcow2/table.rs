@@ -14,6 +14,12 @@ pub(super) trait Table: Default + Clone {
     /// The bytes up to the last that is not 0 (or some zeros more).
     fn encode(&self) -> Vec<u8>;
 
+    /// The entry that fills a whole table of `bytes` bytes, if one does: such tables share their
+    /// bytes, as a zeroed disk of a terabyte has tens of thousands of them.
+    fn uniform(&self, _bytes: u64) -> Option<u64> {
+        None
+    }
+
     /// The table as content of `bytes` bytes.
     fn to_content(&self, bytes: u64) -> Content {
         prefix_content(self.encode(), bytes)
@@ -81,7 +87,7 @@ impl L2Table {
     /// Makes sure that `entries_mut` covers the first `len` entries.
     fn reserve(&mut self, len: usize) {
         if len > self.entries.len() {
-            let room = len.next_power_of_two().max(16);
+            let room = len.next_power_of_two().max(64);
             self.entries.reserve_exact(room - self.entries.len());
             self.entries.resize(len, 0);
         }
@@ -120,6 +126,12 @@ impl Table for L2Table {
 
     fn encode(&self) -> Vec<u8> {
         entry_bytes(&self.entries)
+    }
+
+    fn uniform(&self, bytes: u64) -> Option<u64> {
+        let first = *self.entries.first()?;
+        let full = self.entries.len() as u64 * ENTRY_BYTES == bytes;
+        (full && self.entries.iter().all(|entry| *entry == first)).then_some(first)
     }
 }
 
