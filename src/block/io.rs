@@ -298,6 +298,7 @@ impl Block {
             self.set_length(node, end.next_multiple_of(512));
         }
         if bytes > 0 {
+            self.witness_dirty(node, offset, bytes);
             node.bitmaps.borrow_mut().mark_dirty(offset, bytes);
         }
     }

@@ -41,6 +41,30 @@ impl Block {
         });
     }
 
+    /// Bits of the bitmap that says what is still to be copied changed.
+    pub(super) fn witness_copy_bits(&self, node: NodeId, offset: u64, bytes: u64, set: bool) {
+        self.sim.emit_detail(|| TraceEvent::Bits {
+            node: self.node(self.skip_filters(node)).name.clone(),
+            bitmap: "copy bitmap".into(),
+            offset,
+            bytes,
+            set,
+        });
+    }
+
+    /// A write of `node` is about to be noted by every enabled bitmap; a successor counts for its bitmap.
+    pub(super) fn witness_dirty(&self, node: &Node, offset: u64, bytes: u64) {
+        if !self.sim.trace().is_detailed() {
+            return;
+        }
+        let list = node.bitmaps.borrow();
+        for (id, bitmap) in list.iter() {
+            let Some(name) = bitmap.name.clone().filter(|_| list.recording(id)) else { continue };
+            let node = node.name.clone();
+            self.sim.emit(|| TraceEvent::Bits { node, bitmap: name, offset, bytes, set: true });
+        }
+    }
+
     /// A copy-before-write filter begins to keep the disk below it as it is now.
     pub(super) fn witness_snapshot(&self, filter: NodeId, source: NodeId) {
         self.sim.emit(|| TraceEvent::SnapshotOpened {

@@ -257,10 +257,13 @@ pub fn replay_command(path: &Path, out: &mut dyn io::Write) -> Result<bool, Comm
     for part in &file.removed {
         setup = super::shrink::remove(&setup, *part);
     }
-    let (run, record, misfits) = replay(&setup, &file.schedule());
+    let (run, record, fit) = replay(&setup, &file.schedule());
     write!(out, "{}\n{}", report::violations(&run.violations), report::table(&record.arrivals))?;
-    for misfit in &misfits {
-        writeln!(out, "does not fit any more: {misfit}")?;
+    for missed in &fit.missed {
+        writeln!(out, "does not fit any more: {missed}")?;
+    }
+    for moved in &fit.moved {
+        writeln!(out, "came later than written: {moved}")?;
     }
     let same = run.violations.iter().any(|violation| violation.invariant.name() == file.invariant);
     if !same {

@@ -45,9 +45,9 @@ pub struct NamedDeparture {
     /// The arrival before; absent at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<NamedStep>,
-    /// Events of the loop since.
-    #[serde(default)]
-    pub events: u32,
+    /// Events of the loop since; absent: it comes when the loop is idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events: Option<u32>,
     /// The arrival that comes.
     pub take: NamedStep,
 }
@@ -94,7 +94,7 @@ impl ReplayFile {
         for departure in &self.departures {
             let mut parts = Vec::new();
             parts.extend(departure.after.as_ref().map(|after| format!("after: {}", of_step(after))));
-            parts.push(format!("events: {}", departure.events));
+            parts.extend(departure.events.map(|events| format!("events: {events}")));
             parts.push(format!("take: {}", of_step(&departure.take)));
             text += &format!("  - {{{}}}\n", parts.join(", "));
         }

@@ -14,6 +14,7 @@ use crate::scenario::Case;
 use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, simulate};
+use crate::sim::trace::Stamped;
 use crate::sim::{Choices, Recorded, Strategy};
 
 use super::model::watch::Fnv;
@@ -59,6 +60,8 @@ pub struct RunReport {
     pub state: u64,
     /// The transcript, for whoever shows the run.
     pub transcript: String,
+    /// What it left, if it came to its end.
+    pub left: Option<FinalState>,
 }
 
 thread_local! {
@@ -82,12 +85,24 @@ fn keep_panics() {
     });
 }
 
+/// Is told each trace event of a run, and how many invariants the run had broken by then.
+pub type Listener = Box<dyn FnMut(&Stamped, usize)>;
+
 /// Runs the case once.
 pub fn run(setup: &Setup, strategy: Box<dyn Strategy>) -> RunReport {
+    judged(setup, strategy, None)
+}
+
+/// Runs the case once with all that is told only to those who name the steps of a run and follow them.
+pub fn run_in_detail(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> RunReport {
+    judged(setup, strategy, Some(listener.unwrap_or_else(|| Box::new(|_, _| {}))))
+}
+
+fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> RunReport {
     keep_panics();
     let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros)));
     let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
-    let options = options(setup, strategy, &watch, &left);
+    let options = options(setup, strategy, &watch, &left, listener);
     RUNNING.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&setup.case, options)));
     RUNNING.set(false);
@@ -114,6 +129,7 @@ pub fn run(setup: &Setup, strategy: Box<dyn Strategy>) -> RunReport {
     report.violations.extend(watch.finish(state.as_ref().filter(|_| !crashed)));
     report.coverage = std::mem::take(&mut watch.coverage);
     report.state = hash(state.as_ref(), &report.violations);
+    report.left = state;
     report
 }
 
@@ -122,6 +138,7 @@ fn options(
     strategy: Box<dyn Strategy>,
     watch: &Rc<RefCell<Watch>>,
     left: &Rc<RefCell<Option<FinalState>>>,
+    mut listener: Option<Listener>,
 ) -> SimOptions {
     let (reader, wanting, slot) = (watch.clone(), watch.clone(), left.clone());
     let over = Rc::new(Cell::new(false));
@@ -131,9 +148,16 @@ fn options(
         choices: Choices::with(strategy),
         step_limit: Some(STEP_LIMIT),
         observe: Some(Box::new(move |sim| {
+            if listener.is_some() {
+                sim.trace().want_detail();
+            }
             sim.trace().subscribe(move |event| {
-                if !is_over.get() {
-                    reader.borrow_mut().see(event);
+                if is_over.get() {
+                    return;
+                }
+                reader.borrow_mut().see(event);
+                if let Some(listener) = &mut listener {
+                    listener(event, reader.borrow().broken());
                 }
             });
         })),

@@ -11,10 +11,10 @@ use std::rc::Rc;
 
 use crate::sim::{ChoicePoint, Strategy};
 
-/// One arrival: who, which step, and the how-manieth of that name in the run, from 1.
+/// One arrival: on whose behalf, which step, and the how-manieth of that name in the run, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StepName {
-    /// The task that takes the step.
+    /// The actor or job on whose behalf it is.
     pub actor: String,
     /// What it is.
     pub step: String,
@@ -33,8 +33,8 @@ impl fmt::Display for StepName {
 pub struct Departure {
     /// The last arrival before; none at the very start.
     pub after: Option<StepName>,
-    /// Events of the loop since then at which something else could have come.
-    pub events: u32,
+    /// How many events of the loop come before it; none: all that there are, so it comes when the loop is idle.
+    pub events: Option<u32>,
     /// The arrival that comes instead of the default.
     pub take: StepName,
 }
@@ -42,8 +42,12 @@ pub struct Departure {
 impl fmt::Display for Departure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.after {
-            Some(after) => write!(f, "after [{after}] and {} events: [{}]", self.events, self.take),
-            None => write!(f, "at the start and {} events: [{}]", self.events, self.take),
+            Some(after) => write!(f, "after [{after}]")?,
+            None => f.write_str("at the start")?,
+        }
+        match self.events {
+            Some(events) => write!(f, " and {events} events of the loop: [{}]", self.take),
+            None => write!(f, " when the loop is idle: [{}]", self.take),
         }
     }
 }
@@ -51,15 +55,32 @@ impl fmt::Display for Departure {
 /// What a step is called, without its occurrence.
 fn name_of(point: &ChoicePoint<'_>, index: usize) -> (String, String) {
     let footprint = &point.alternatives[index].footprint;
-    let actor = point.actor(index).to_string();
+    let (Some(sim), Some(task)) = (point.sim, footprint.task) else {
+        return (footprint.what.to_owned(), footprint.what.to_owned());
+    };
+    if footprint.what == "actor" {
+        let actor = sim.task_name(task);
+        let next = sim.announced(&actor).map_or_else(|| "begin".to_owned(), |next| next.to_string());
+        return (actor.to_string(), next);
+    }
     let is_device = matches!(footprint.what, "read" | "write" | "flush" | "discard");
-    let object = point.sim.filter(|_| is_device).and_then(|sim| sim.object_name(footprint.object));
+    let object = sim.object_name(footprint.object).filter(|_| is_device);
     let step = match (object, footprint.bytes) {
         (Some(object), 0) => format!("{} {object}", footprint.what),
-        (Some(object), bytes) => format!("{} {object} {}+{bytes}", footprint.what, footprint.offset),
+        (Some(object), bytes) => format!("{} {object} {}+{}", footprint.what, short(footprint.offset), short(bytes)),
         (None, _) => footprint.what.to_owned(),
     };
-    (actor, step)
+    (sim.owner_name(task).to_string(), step)
+}
+
+/// A number of bytes as qemu-io takes it.
+pub(super) fn short(bytes: u64) -> String {
+    match bytes {
+        0 => "0".to_owned(),
+        bytes if bytes % (1 << 20) == 0 => format!("{}M", bytes >> 20),
+        bytes if bytes % (1 << 10) == 0 => format!("{}k", bytes >> 10),
+        bytes => bytes.to_string(),
+    }
 }
 
 /// Follows a run and knows where it is, in names.
@@ -119,8 +140,9 @@ impl Scribe {
         if !point.alternatives[taken].is_loop() {
             let take = self.place.name(point, taken);
             if taken > 0 {
-                let Place { after, events, .. } = &self.place;
-                record.departures.push(Departure { after: after.clone(), events: *events, take: take.clone() });
+                let events = point.alternatives[0].is_loop().then_some(self.place.events);
+                let after = self.place.after.clone();
+                record.departures.push(Departure { after, events, take: take.clone() });
             }
             record.arrivals.push((take, taken > 0));
         }
@@ -147,28 +169,47 @@ impl Strategy for Scribe {
     }
 }
 
+/// What became of departures that were to be taken again.
+#[derive(Clone, Debug, Default)]
+pub struct Fit {
+    /// Those that have not been taken: their places never came, or what they take was not possible there.
+    pub missed: Vec<Departure>,
+    /// Those that came later than written, because the loop had other events than when they were written.
+    pub moved: Vec<Departure>,
+}
+
 /// Takes departures again, QEMU's order everywhere else.
+///
+/// The number of events is the only part of a departure that a change of unrelated code may alter; where what is
+/// to come is not possible after that many, it comes as soon as it is, before any other arrival.
 pub struct Replay {
-    left: Rc<RefCell<Vec<Departure>>>,
+    fit: Rc<RefCell<Fit>>,
     place: Place,
 }
 
 impl Replay {
-    /// Replays `departures`; what is left in the returned list at the end did not fit.
-    pub fn new(departures: &[Departure]) -> (Replay, Rc<RefCell<Vec<Departure>>>) {
-        let left = Rc::new(RefCell::new(departures.to_vec()));
-        (Replay { left: left.clone(), place: Place::default() }, left)
+    /// Replays `departures`; the list that is returned tells at the end what has not fitted.
+    pub fn new(departures: &[Departure]) -> (Replay, Rc<RefCell<Fit>>) {
+        let fit = Rc::new(RefCell::new(Fit { missed: departures.to_vec(), moved: Vec::new() }));
+        (Replay { fit: fit.clone(), place: Place::default() }, fit)
     }
 
     fn decide(&self, point: &ChoicePoint<'_>) -> usize {
-        let mut left = self.left.borrow_mut();
-        let here = |departure: &Departure| departure.events == self.place.events && departure.after == self.place.after;
-        let Some(index) = left.iter().position(here) else { return 0 };
-        let wanted = &left[index].take;
+        let mut fit = self.fit.borrow_mut();
+        let idle = !point.alternatives[0].is_loop();
+        let due = |departure: &Departure| {
+            departure.after == self.place.after
+                && departure.events.map_or(idle, |events| idle || self.place.events >= events)
+        };
+        let Some(index) = fit.missed.iter().position(due) else { return 0 };
+        let wanted = &fit.missed[index].take;
         let found = (0..point.alternatives.len())
             .find(|i| !point.alternatives[*i].is_loop() && self.place.name(point, *i) == *wanted);
         if found.is_some() {
-            left.remove(index);
+            let taken = fit.missed.remove(index);
+            if taken.events.is_some_and(|events| idle || self.place.events != events) {
+                fit.moved.push(taken);
+            }
         }
         found.unwrap_or(0)
     }

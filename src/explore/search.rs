@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use crate::sim::{ChoicePoint, Strategy};
 
 use super::model::Violation;
-use super::run::{RunReport, Setup, run};
-use super::schedule::{Departure, Record, Replay, Scribe};
+use super::run::{RunReport, Setup, run, run_in_detail};
+use super::schedule::{Departure, Fit, Record, Replay, Scribe};
 use super::strategy::{DelayBounded, Kind, Learned, Sparse};
 
 /// What to search, and for how long.
@@ -197,12 +197,12 @@ fn describe(setup: &Setup, plan: &Plan, index: u64, strategy: Box<dyn Strategy>)
 /// Runs once and writes everything down by name.
 pub fn transcribe(setup: &Setup, strategy: Box<dyn Strategy>) -> (RunReport, Record) {
     let (scribe, record) = Scribe::new(strategy);
-    let report = run(setup, Box::new(scribe));
+    let report = run_in_detail(setup, Box::new(scribe), None);
     (report, record.take())
 }
 
-/// Runs a schedule again; the departures that did not fit come back too.
-pub fn replay(setup: &Setup, departures: &[Departure]) -> (RunReport, Record, Vec<Departure>) {
+/// Runs a schedule again; tells too which departures did not fit.
+pub fn replay(setup: &Setup, departures: &[Departure]) -> (RunReport, Record, Fit) {
     let (replay, left) = Replay::new(departures);
     let (report, record) = transcribe(setup, Box::new(replay));
     (report, record, left.take())

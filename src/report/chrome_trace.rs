@@ -123,7 +123,7 @@ impl Lanes<'_> {
         // What the lanes that always show a state show now: the steps, and each job.
         let mut states: BTreeMap<Lane, Open> = BTreeMap::new();
         let mut at = 0;
-        for (index, Stamped { time, task, event }) in events.iter().enumerate() {
+        for (index, Stamped { time, task, event, .. }) in events.iter().enumerate() {
             at = if index == 0 { *time } else { (*time).max(at + 1) };
             let (time, task) = (*time, task.as_deref());
             match event {
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     fn at(time: Nanos, event: TraceEvent) -> Stamped {
-        Stamped { time, task: Some("guest".into()), event }
+        Stamped { time, task: Some("guest".into()), owner: None, event }
     }
 
     #[test]

@@ -167,6 +167,10 @@ pub trait Backend: Clone + 'static {
     async fn workload(&self, spec: &Workload) -> Result<WorkloadSummary, RunError>;
     /// Runs the actors concurrently until all have ended; the first error ends the run.
     async fn concurrently(&self, actors: Vec<(String, Actor)>) -> Result<(), RunError>;
+    /// Is told what an actor (none: the scenario itself) does after what it does now, for the names of steps.
+    fn announce(&self, actor: Option<&str>, next: impl FnOnce() -> String) {
+        let _ = (actor, next);
+    }
     /// Is told each step before it is done, for traces.
     fn set_position(&self, step: &StepPosition<'_>) {
         let _ = step;

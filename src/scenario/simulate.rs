@@ -375,6 +375,10 @@ impl Backend for SimBackend {
         failure.take().map_or(Ok(()), Err)
     }
 
+    fn announce(&self, actor: Option<&str>, next: impl FnOnce() -> String) {
+        self.0.sim.announce(actor.unwrap_or("scenario"), next);
+    }
+
     fn set_position(&self, step: &StepPosition<'_>) {
         self.0.sim.emit(|| TraceEvent::Step { line: step.line, text: step.label.unwrap_or(step.verb).into() });
     }

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use super::Nanos;
 use super::choices::{Choices, Footprint};
 use super::poll::{EventLoop, Stop};
-use super::trace::{Trace, TraceEvent};
+use super::trace::{Stamped, Trace, TraceEvent};
 
 /// Names a task; a stale id (its task has ended) is harmless everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +41,8 @@ pub(super) struct Task {
     generation: u32,
     pub(super) kind: TaskKind,
     name: Rc<str>,
+    /// On whose behalf it runs: the actor or job that started it, or itself.
+    owner: Rc<str>,
     future: Option<TaskFuture>,
     alive: bool,
     /// Set by the waker, taken by the [`Park`] that the task sleeps in.
@@ -93,6 +95,8 @@ pub(super) struct Core {
     pub(super) trace: Trace,
     /// Names of the objects of footprints.
     objects: RefCell<BTreeMap<u32, Rc<str>>>,
+    /// What each actor said that it does next.
+    announced: RefCell<BTreeMap<Rc<str>, Rc<str>>>,
 }
 
 /// A handle on the kernel; clones are the same kernel.
@@ -118,6 +122,7 @@ impl Sim {
             choices: RefCell::new(choices),
             trace: Trace::default(),
             objects: RefCell::default(),
+            announced: RefCell::default(),
         }))
     }
 
@@ -145,9 +150,28 @@ impl Sim {
     /// somebody reads.
     pub fn emit(&self, event: impl FnOnce() -> TraceEvent) {
         if self.0.trace.is_read() {
-            let task = self.current().map(|id| self.task_name(id));
-            self.0.trace.publish(self.now(), task, event());
+            let (task, owner) = self.current().map(|id| (self.task_name(id), self.owner_name(id))).unzip();
+            self.0.trace.publish(Stamped { time: self.now(), task, owner, event: event() });
         }
+    }
+
+    /// Like [`Sim::emit`], for what only somebody wants to know who tells a run step by step.
+    pub fn emit_detail(&self, event: impl FnOnce() -> TraceEvent) {
+        if self.0.trace.is_detailed() {
+            self.emit(event);
+        }
+    }
+
+    /// An actor says what it does when it next comes; kept only where steps are named.
+    pub fn announce(&self, actor: &str, next: impl FnOnce() -> String) {
+        if self.0.trace.is_detailed() {
+            self.0.announced.borrow_mut().insert(actor.into(), next().into());
+        }
+    }
+
+    /// What the actor has announced.
+    pub fn announced(&self, actor: &str) -> Option<Rc<str>> {
+        self.0.announced.borrow().get(actor).cloned()
     }
 
     /// Asks for a decision; see [`Choices::choose`].
@@ -180,6 +204,16 @@ impl Sim {
         self.0.tasks.borrow()[id.index as usize].name.clone()
     }
 
+    /// On whose behalf the task runs: the name of an actor or of a job, or its own where nobody started it.
+    pub fn owner_name(&self, id: TaskId) -> Rc<str> {
+        self.0.tasks.borrow()[id.index as usize].owner.clone()
+    }
+
+    /// Who is behind what the caller does now.
+    pub(super) fn current_owner(&self) -> Option<Rc<str>> {
+        self.current().map(|id| self.owner_name(id))
+    }
+
     /// Says what footprints mean by `object`; kept only when exploring.
     pub fn name_object(&self, object: u32, name: &Rc<str>) {
         if self.0.choices.borrow().explores() {
@@ -197,12 +231,12 @@ impl Sim {
         self.kind(id).is_some()
     }
 
-    fn insert(&self, name: Rc<str>, kind: TaskKind, future: TaskFuture) -> TaskId {
+    fn insert(&self, name: Rc<str>, owner: Rc<str>, kind: TaskKind, future: TaskFuture) -> TaskId {
         let mut tasks = self.0.tasks.borrow_mut();
         if let Some(index) = self.0.free.borrow_mut().pop() {
             let slot = &mut tasks[index as usize];
             slot.generation = slot.generation.wrapping_add(1);
-            (slot.kind, slot.name, slot.future) = (kind, name, Some(future));
+            (slot.kind, slot.name, slot.owner, slot.future) = (kind, name, owner, Some(future));
             (slot.alive, slot.resumed, slot.waits_for) = (true, false, "its first step");
             return TaskId { index, generation: slot.generation };
         }
@@ -211,6 +245,7 @@ impl Sim {
             generation: 0,
             kind,
             name,
+            owner,
             future: Some(future),
             alive: true,
             resumed: false,
@@ -223,25 +258,29 @@ impl Sim {
     /// Creates a coroutine and enters it at once, on top of the caller, until its first yield
     /// (`qemu_coroutine_create` + `qemu_coroutine_enter`).
     pub fn spawn(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
-        let id = self.insert(name.into(), TaskKind::Coroutine, Box::pin(future));
+        let name = name.into();
+        let owner = self.current_owner().unwrap_or_else(|| name.clone());
+        let id = self.insert(name, owner, TaskKind::Coroutine, Box::pin(future));
         self.enter(id);
         id
     }
 
-    /// Creates a coroutine without entering it; the first [`Sim::enter`] starts it.
+    /// Creates a coroutine without entering it; the first [`Sim::enter`] starts it. It runs on its own behalf.
     pub fn create(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
-        self.insert(name.into(), TaskKind::Coroutine, Box::pin(future))
+        let name = name.into();
+        self.insert(name.clone(), name, TaskKind::Coroutine, Box::pin(future))
     }
 
     /// Creates an actor; its first step is an arrival like any other of its steps.
     pub fn spawn_actor(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
-        let id = self.insert(name.into(), TaskKind::Actor, Box::pin(future));
+        let name = name.into();
+        let id = self.insert(name.clone(), name, TaskKind::Actor, Box::pin(future));
         self.wake(id);
         id
     }
 
-    pub(super) fn insert_frame(&self, name: Rc<str>, future: TaskFuture) -> TaskId {
-        self.insert(name, TaskKind::Frame, future)
+    pub(super) fn insert_frame(&self, name: Rc<str>, owner: Rc<str>, future: TaskFuture) -> TaskId {
+        self.insert(name, owner, TaskKind::Frame, future)
     }
 
     /// Runs the task now, on top of the caller, until it yields; then those that it woke, depth

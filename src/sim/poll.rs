@@ -31,8 +31,8 @@ pub(super) enum Stop {
 
 enum BottomHalf {
     Call(Box<dyn FnOnce()>),
-    /// Main-loop code that may poll.
-    Frame(Rc<str>, Pin<Box<dyn Future<Output = ()>>>),
+    /// Main-loop code that may poll: its name, on whose behalf, what it does.
+    Frame(Rc<str>, Rc<str>, Pin<Box<dyn Future<Output = ()>>>),
     /// Runs all coroutines scheduled so far, oldest first.
     ScheduledCoroutines,
 }
@@ -166,7 +166,8 @@ impl Sim {
 
     /// Schedules a bottom half that may poll.
     pub fn bh_frame(&self, name: impl Into<Rc<str>>, f: impl Future<Output = ()> + 'static) {
-        self.0.events.borrow_mut().pending.push(BottomHalf::Frame(name.into(), Box::pin(f)));
+        let frame = self.frame(name.into(), f);
+        self.0.events.borrow_mut().pending.push(frame);
     }
 
     /// Schedules work for the next dispatch of the monitor's context.
@@ -176,7 +177,13 @@ impl Sim {
 
     /// Like [`Sim::monitor`], for a command handler, which may poll.
     pub fn monitor_frame(&self, name: impl Into<Rc<str>>, f: impl Future<Output = ()> + 'static) {
-        self.0.events.borrow_mut().monitor_pending.push_back(BottomHalf::Frame(name.into(), Box::pin(f)));
+        let frame = self.frame(name.into(), f);
+        self.0.events.borrow_mut().monitor_pending.push_back(frame);
+    }
+
+    fn frame(&self, name: Rc<str>, f: impl Future<Output = ()> + 'static) -> BottomHalf {
+        let owner = self.current_owner().unwrap_or_else(|| name.clone());
+        BottomHalf::Frame(name, owner, Box::pin(f))
     }
 
     /// Yields until a device has done something that takes `latency` ns.
@@ -313,8 +320,8 @@ impl Sim {
         self.0.events.borrow_mut().looked = false;
         match bottom_half {
             BottomHalf::Call(f) => f(),
-            BottomHalf::Frame(name, future) => {
-                let frame = self.insert_frame(name, future);
+            BottomHalf::Frame(name, owner, future) => {
+                let frame = self.insert_frame(name, owner, future);
                 self.run_woken(frame);
                 if self.is_alive(frame) {
                     let mut events = self.0.events.borrow_mut();

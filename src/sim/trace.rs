@@ -168,6 +168,19 @@ pub enum TraceEvent {
         /// Its label or verb.
         text: Rc<str>,
     },
+    /// Bits of a bitmap changed: told only where the trace is detailed.
+    Bits {
+        /// Node name.
+        node: Rc<str>,
+        /// The bitmap's name, or what it is for.
+        bitmap: Rc<str>,
+        /// Bytes.
+        offset: u64,
+        /// Bytes.
+        bytes: u64,
+        /// Whether they are set now.
+        set: bool,
+    },
     /// A blkdebug event passed a node.
     Blkdebug {
         /// The blkdebug node.
@@ -184,6 +197,8 @@ pub struct Stamped {
     pub time: Nanos,
     /// The task's name; none for the loop itself.
     pub task: Option<Rc<str>>,
+    /// On whose behalf the task runs.
+    pub owner: Option<Rc<str>>,
     /// What happened.
     pub event: TraceEvent,
 }
@@ -195,6 +210,7 @@ type Reader = Box<dyn FnMut(&Stamped)>;
 pub struct Trace {
     readers: RefCell<Vec<Reader>>,
     is_read: Cell<bool>,
+    is_detailed: Cell<bool>,
     next_request: Cell<u64>,
 }
 
@@ -210,6 +226,16 @@ impl Trace {
         self.is_read.get()
     }
 
+    /// Asks for what is told only to those who follow a run step by step.
+    pub fn want_detail(&self) {
+        self.is_detailed.set(true);
+    }
+
+    /// Whether somebody follows the run step by step.
+    pub fn is_detailed(&self) -> bool {
+        self.is_detailed.get()
+    }
+
     /// A fresh number for a request.
     pub fn request_id(&self) -> u64 {
         let id = self.next_request.get();
@@ -217,8 +243,7 @@ impl Trace {
         id
     }
 
-    pub(super) fn publish(&self, time: Nanos, task: Option<Rc<str>>, event: TraceEvent) {
-        let stamped = Stamped { time, task, event };
+    pub(super) fn publish(&self, stamped: Stamped) {
         for reader in self.readers.borrow_mut().iter_mut() {
             reader(&stamped);
         }

@@ -55,6 +55,9 @@ impl BlockCopy {
             }
             Some((offset, bytes))
         })?;
+        if !block.quirks.defects.copy_bit_cleared_late {
+            block.witness_copy_bits(self.bitmap().0, offset, bytes, false);
+        }
         debug_assert!(
             block.quirks.defects.copy_bit_cleared_late
                 || !self.requests.borrow().iter().any(|r| r.overlaps(offset, bytes)),
@@ -84,8 +87,10 @@ impl BlockCopy {
         self.in_flight.set(self.in_flight.get() - bytes);
         if !success {
             self.with_bitmap(block, |copy| copy.set(offset, bytes));
+            block.witness_copy_bits(self.bitmap().0, offset, bytes, true);
         } else if block.quirks.defects.copy_bit_cleared_late {
             self.with_bitmap(block, |copy| copy.reset(offset, bytes));
+            block.witness_copy_bits(self.bitmap().0, offset, bytes, false);
         }
         self.update_progress(block);
         self.requests.borrow_mut().retain(|r| !Rc::ptr_eq(r, &task.request));

@@ -90,7 +90,10 @@ impl Watch {
             }
             TraceEvent::Bitmaps { list, .. } => self.bitmaps.adopt(list),
             TraceEvent::Killed => self.killed(),
-            TraceEvent::QmpEvent { .. } | TraceEvent::Step { .. } | TraceEvent::Blkdebug { .. } => {}
+            TraceEvent::QmpEvent { .. }
+            | TraceEvent::Step { .. }
+            | TraceEvent::Bits { .. }
+            | TraceEvent::Blkdebug { .. } => {}
         }
     }
 
@@ -229,6 +232,11 @@ impl Watch {
         }
         hash.add(self.writing.len() as u64);
         self.coverage.insert(hash.0);
+    }
+
+    /// How many invariants are broken so far.
+    pub fn broken(&self) -> usize {
+        self.found.len()
     }
 
     /// The nodes whose content is judged at the end.

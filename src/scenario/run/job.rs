@@ -6,8 +6,8 @@ use crate::scenario::ast::{RunJob, Step};
 use crate::scenario::backend::{Backend, Event, RunError};
 use crate::scenario::json;
 
-use super::Runner;
 use super::events::line;
+use super::{Runner, names};
 
 /// How long each event of the job may take, in nanoseconds.
 const TIMEOUT: u64 = 20_000_000_000;
@@ -26,6 +26,7 @@ impl<B: Backend> Runner<B> {
     pub(super) async fn run_job(&self, step: &Step, job: &RunJob) -> Result<(), RunError> {
         let id: &str = &job.run_job;
         loop {
+            self.announce(|| names::waiting(step));
             let event = self.take_event(TIMEOUT, |event| concerns(event, id)).await?;
             let Some(event) = event else {
                 let message = format!("job '{id}' had no further event within 20s");

@@ -5,6 +5,7 @@
 
 mod events;
 mod job;
+mod names;
 mod verbs;
 
 use std::cell::RefCell;
@@ -118,8 +119,13 @@ impl<B: Backend> Runner<B> {
         self.shared.recorder.0.borrow_mut().log(step.line, text);
     }
 
+    /// Says what this actor does when it next comes.
+    fn announce(&self, next: impl FnOnce() -> String) {
+        self.backend.announce(self.actor.as_deref(), next);
+    }
+
     async fn steps(&self, steps: &[Step]) -> Result<(), RunError> {
-        for step in steps {
+        for (index, step) in steps.iter().enumerate() {
             self.backend.set_position(&StepPosition {
                 line: step.line,
                 via: &step.via,
@@ -127,7 +133,8 @@ impl<B: Backend> Runner<B> {
                 verb: step.verb.key(),
                 actor: self.actor.as_deref(),
             });
-            if let Err(error) = self.step(step).await {
+            self.announce(|| steps.get(index + 1).map_or_else(names::end, names::step));
+            if let Err(error) = self.step(step, steps.get(index + 1)).await {
                 self.shared.failed.borrow_mut().get_or_insert(step.line);
                 return Err(error);
             }

@@ -10,8 +10,8 @@ use crate::scenario::backend::{Actor, Backend, ImageSpec, QemuImgOutput, RunErro
 use crate::scenario::json::{command, dumps};
 use crate::units::format_duration;
 
-use super::Runner;
 use super::events::{contains, line};
+use super::{Runner, names};
 
 /// The file of the image `name`, as transcripts and arguments have it.
 fn file(name: &str) -> String {
@@ -20,13 +20,14 @@ fn file(name: &str) -> String {
 }
 
 impl<B: Backend> Runner<B> {
-    pub(super) async fn step(&self, step: &Step) -> Result<(), RunError> {
+    /// Does `step`; `next` is the one behind it.
+    pub(super) async fn step(&self, step: &Step, next: Option<&Step>) -> Result<(), RunError> {
         match &*step.verb {
             Verb::Log(log) => self.log(step, &log.log.0),
             Verb::Image(image) => self.image(image).await?,
             Verb::Vm(vm) => self.vm(vm.vm).await?,
             Verb::Execute(execute) => self.execute(step, execute).await?,
-            Verb::QemuIo(io) => self.qemu_io(step, io).await?,
+            Verb::QemuIo(io) => self.qemu_io(step, io, next).await?,
             Verb::RunJob(job) => self.run_job(step, job).await?,
             Verb::WaitEvent(wait) => self.wait_event(step, wait).await?,
             Verb::QueryBitmaps(_) => self.query_bitmaps(step).await?,
@@ -86,8 +87,14 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    async fn qemu_io(&self, step: &Step, io: &QemuIo) -> Result<(), RunError> {
-        for command in io.command.iter().chain(io.commands.iter().flatten()) {
+    async fn qemu_io(&self, step: &Step, io: &QemuIo, next: Option<&Step>) -> Result<(), RunError> {
+        let mut commands = io.command.iter().chain(io.commands.iter().flatten()).peekable();
+        while let Some(command) = commands.next() {
+            if let Some(following) = commands.peek() {
+                self.announce(|| following.0.clone());
+            } else {
+                self.announce(|| next.map_or_else(names::end, names::step));
+            }
             if io.log == LogMode::All {
                 self.log(step, command);
             }
@@ -108,6 +115,7 @@ impl<B: Backend> Runner<B> {
 
     async fn wait_event(&self, step: &Step, wait: &WaitEvent) -> Result<(), RunError> {
         let name: &str = &wait.wait_event;
+        self.announce(|| names::waiting(step));
         let event =
             self.take_event(wait.timeout.0, |event| event.name == name && contains(&event.data, &wait.matching));
         let Some(event) = event.await? else {
@@ -233,6 +241,7 @@ impl<B: Backend> Runner<B> {
     async fn concurrently(&self, concurrently: &Concurrently) -> Result<(), RunError> {
         let actors = concurrently.actors.iter().map(|(name, steps)| {
             let runner = Runner { actor: Some(name.clone()), ..self.clone() };
+            runner.announce(|| steps.0.first().map_or_else(names::end, names::step));
             let steps = steps.clone();
             let work: Actor = Box::pin(async move { runner.steps(&steps.0).await });
             (name.to_string(), work)
