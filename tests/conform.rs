@@ -5,8 +5,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use backsim::conform::forced::force;
 use backsim::conform::real::{RealOptions, TroubleKind};
 use backsim::conform::{Qemu, QemuError, RealRun, Repeat, Side, Trial, Verdict, run_real};
+use backsim::explore::file::{NamedDeparture, ReplayFile};
+use backsim::explore::search::{learn, transcribe};
+use backsim::explore::{Kind, Setup};
 use backsim::scenario::run::Ending;
 use backsim::scenario::{Case, parse};
 
@@ -168,4 +172,43 @@ fn the_verdict_comes_from_both_sides() {
     let report = Trial { qemu: &qemu, model: &panics, repeat, keep: None }.case(&case(text));
     let why = report.verdict.difference().map(|difference| difference.model.text()).unwrap_or_default();
     assert!(why.contains("the model panicked: no such thing"), "{why}");
+}
+
+/// The schedule of the run with number `index`, as `explore --save` keeps one.
+fn random_schedule(scenario: &str, index: u64) -> ReplayFile {
+    let setup = Setup::new(case(scenario), Vec::new());
+    let (learned, _) = learn(&setup);
+    let (_, record) = transcribe(&setup, Kind::Random.strategy(0, index, &learned));
+    ReplayFile {
+        backsim: env!("CARGO_PKG_VERSION").to_owned(),
+        invariant: "point-in-time".to_owned(),
+        violation: String::new(),
+        case: setup.case.name.clone(),
+        defects: Vec::new(),
+        departures: record.departures.iter().map(NamedDeparture::from).collect(),
+        scenario_name: "held.yaml".to_owned(),
+        scenario: scenario.to_owned(),
+    }
+}
+
+#[test]
+fn schedules_are_carried_over_by_breakpoints() {
+    let Some(qemu) = qemu() else { return };
+    let text = include_str!("../scenarios/explore/held.yaml");
+    let (mut held, mut complete) = (0, 0);
+    for index in 1..=8 {
+        let report = force(&qemu, &random_schedule(text, index)).expect("requests of this scenario can be held");
+        assert!(report.is_same() || !report.is_complete(), "schedule {index}: {report:#?}");
+        held += report.forced.held;
+        complete += u32::from(report.is_complete());
+    }
+    assert!(held > 0 && complete > 0, "{held} answers were held back, {complete} schedules were forced as a whole");
+}
+
+#[test]
+fn a_schedule_without_a_place_to_hold_requests_is_refused() {
+    let Some(qemu) = qemu() else { return };
+    let text = include_str!("../scenarios/explore/writers.yaml");
+    let refused = force(&qemu, &random_schedule(text, 1)).expect_err("there is no blkdebug");
+    assert!(refused.starts_with("no request of it can be held"), "{refused}");
 }

@@ -123,8 +123,11 @@ pub struct CheckArgs {
 #[derive(Debug, Args)]
 pub struct ConformArgs {
     /// Scenario files.
-    #[arg(value_name = "FILE", required_unless_present = "generate")]
+    #[arg(value_name = "FILE", required_unless_present_any = ["generate", "schedule"])]
     pub files: Vec<PathBuf>,
+    /// Forces the schedule of a file that `explore --save` has written on real QEMU, by blkdebug's breakpoints.
+    #[arg(long, value_name = "FILE")]
+    pub schedule: Vec<PathBuf>,
     /// The system emulator [default: $QEMU_PROG, or qemu-system-x86_64].
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,

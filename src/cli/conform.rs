@@ -28,6 +28,7 @@ pub fn conform(args: &ConformArgs, terminal: &mut Terminal<'_>, runner: Runner) 
     });
     let options = ConformOptions {
         files: args.files.clone(),
+        schedules: args.schedule.clone(),
         generate,
         qemu: args.qemu.clone(),
         qemu_img: args.qemu_img.clone(),

@@ -7,8 +7,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::explore::file::ReplayFile;
 use crate::scenario::load;
 
+use super::forced::{Forced, force};
 use super::generate::{Family, generate};
 use super::search::{Counts, Done, Search, SearchOptions, Summary};
 use super::tools::{Qemu, QemuError};
@@ -24,6 +26,8 @@ const SHOWN_LINES: usize = 60;
 pub struct ConformOptions {
     /// Scenario files.
     pub files: Vec<PathBuf>,
+    /// Replay files whose schedules are forced on the real QEMU (`--schedule`).
+    pub schedules: Vec<PathBuf>,
     /// Generated scenarios to be compared after them.
     pub generate: Option<GenerateOptions>,
     /// The system emulator (`--qemu`); `None`: `$QEMU_PROG`, or what `PATH` has.
@@ -102,6 +106,9 @@ pub fn command(
     let mut status = Status::Same;
     if !options.files.is_empty() {
         status = status.max(files(options, &trial, out)?);
+    }
+    for file in &options.schedules {
+        status = status.max(carried_over(&qemu, file, out)?);
     }
     if let Some(wanted) = &options.generate {
         status = status.max(generated(options, wanted, trial, out, progress)?);
@@ -231,6 +238,47 @@ fn explained(verdict: &Verdict) -> String {
             format!(": {trouble}{printed}")
         }
     }
+}
+
+/// Forces the schedule of a replay file and tells what came of it. Where not every move could be forced, a
+/// difference may come of that, and is none.
+fn carried_over(qemu: &Qemu, path: &Path, out: &mut dyn Write) -> io::Result<Status> {
+    let name = path.display();
+    let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let report = match read.and_then(|text| ReplayFile::parse(&text)).and_then(|file| force(qemu, &file)) {
+        Ok(report) => report,
+        Err(why) => {
+            writeln!(out, "{:<10} {name}: {why}", "invalid")?;
+            return Ok(Status::Invalid);
+        }
+    };
+    let word = match (report.is_same(), report.is_complete()) {
+        (true, _) => "same",
+        (false, true) => "different",
+        (false, false) => "unforced",
+    };
+    let Forced { actors, held, in_place, free } = &report.forced;
+    let in_turn = actors + held + in_place;
+    writeln!(out, "{word:<10} {name}: {in_turn} of {} moves came in their turn", report.moves)?;
+    writeln!(
+        out,
+        "    {actors} of clients, {held} of devices held till their turn, {in_place} in their place by themselves"
+    )?;
+    for free in free {
+        writeln!(out, "    not forced: {free}")?;
+    }
+    for misfit in &report.misfits {
+        writeln!(out, "    does not fit any more: {misfit}")?;
+    }
+    for image in &report.images {
+        writeln!(out, "    {image}")?;
+    }
+    if let Some(difference) = report.verdict.difference() {
+        for line in difference.diff(&format!("QEMU {}", qemu.version), "model").lines().take(SHOWN_LINES) {
+            writeln!(out, "    {line}")?;
+        }
+    }
+    Ok(if word == "different" { Status::Different } else { Status::Same })
 }
 
 fn generated(

@@ -5,6 +5,7 @@
 //! must never be used by what runs under the simulator.
 
 mod command;
+pub mod forced;
 pub mod generate;
 mod guard;
 pub mod real;

@@ -125,7 +125,7 @@ fn refuse<T>(node: &Node, message: &str, expected: &str, context: Context<'_>) -
 }
 
 /// The empty map of a verb that needs no value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Empty;
 
 impl Decode for Empty {

@@ -146,6 +146,16 @@ impl RealQemu {
         Ok(QemuImgOutput { stdout, stderr, status })
     }
 
+    /// Sends a command and waits for its reply, as [`Backend::execute`] does.
+    pub(super) fn execute_now(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError> {
+        self.with(|machine| machine.execute(command, arguments))
+    }
+
+    /// What QEMU has printed since it was last asked.
+    pub(super) fn new_output(&self) -> String {
+        self.0.state.borrow_mut().machine.as_mut().map(Machine::new_output).unwrap_or_default()
+    }
+
     fn cannot(what: &str) -> RunError {
         RunError::machine(format!("real QEMU can't do `{what}` deterministically"))
     }
@@ -196,7 +206,7 @@ impl Backend for RealQemu {
     }
 
     async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError> {
-        self.with(|machine| machine.execute(command, arguments))
+        self.execute_now(command, arguments)
     }
 
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
