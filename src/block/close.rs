@@ -280,7 +280,8 @@ impl Block {
         })
     }
 
-    /// Copies inside the host; declined unless both ends are plain files beneath raw nodes.
+    /// Copies inside the host (`bdrv_co_copy_range`); declined unless every byte comes from and goes to a plain
+    /// file beneath raw and qcow2 nodes.
     pub async fn co_copy_range(
         self: &Rc<Self>,
         source: NodeId,
@@ -289,18 +290,24 @@ impl Block {
         bytes: u64,
         flags: ReqFlags,
     ) -> Res<()> {
-        let content = match self.copy_range_end(source) {
-            true if self.copy_range_end(target) => self.co_pread(source, offset, bytes, ReqFlags::NONE).await?,
-            _ => return Err(Errno::ENOTSUP),
-        };
-        self.co_pwrite(target, offset, content, flags).await
+        if !self.lies_in_files(source, true) || !self.lies_in_files(target, false) {
+            return Err(Errno::ENOTSUP);
+        }
+        let content = self.co_pread(source, offset, bytes, ReqFlags::NONE).await?;
+        self.co_pwrite(target, offset, content, flags | ReqFlags::COPY_RANGE).await
     }
 
-    fn copy_range_end(&self, id: NodeId) -> bool {
+    /// Whether a node's bytes are in plain files, with or without those of its backing chain.
+    fn lies_in_files(&self, id: NodeId, with_backing: bool) -> bool {
         let node = self.node(id);
         match &*node.driver.borrow() {
             Driver::File(_) => true,
-            Driver::Raw => node.primary_child().is_some_and(|child| self.copy_range_end(child)),
+            Driver::Raw | Driver::Qcow2(_) => {
+                let below = node.primary_child().into_iter();
+                below
+                    .chain(node.backing().filter(|_| with_backing))
+                    .all(|child| self.lies_in_files(child, with_backing))
+            }
             _ => false,
         }
     }

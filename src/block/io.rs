@@ -196,7 +196,7 @@ impl Block {
     ) -> Res<()> {
         let bytes = content.len();
         self.prepare_write(node, request, flags).await?;
-        if !flags.contains(ReqFlags::COMPRESSED) {
+        if !flags.intersects(ReqFlags::COMPRESSED | ReqFlags::COPY_RANGE) {
             let detect = node.options.borrow().detect_zeroes;
             if detect != DetectZeroes::Off && content.is_zero() {
                 flags |= ReqFlags::ZERO_WRITE;

@@ -89,29 +89,25 @@ impl<'a> Args<'a> {
         self.opt_int(name)?.ok_or_else(|| self.missing(name))
     }
 
-    /// An optional integer of the QAPI type `kind` that must lie in `range`.
-    pub fn opt_ranged(
-        &self,
-        name: &'static str,
-        kind: &str,
-        range: std::ops::RangeInclusive<i64>,
-    ) -> Read<Option<i64>> {
-        match self.opt_int(name)? {
-            Some(value) if !range.contains(&value) => Err(format!("Parameter '{name}' expects {kind}").into()),
-            other => Ok(other),
-        }
+    /// An optional signed 32-bit integer.
+    pub fn opt_i32(&self, name: &'static str) -> Read<Option<i32>> {
+        let Some(value) = self.opt_int(name)? else { return Ok(None) };
+        // QAPI names integer ranges without the path.
+        value.try_into().map(Some).map_err(|_| format!("Parameter '{name}' expects int32_t").into())
     }
 
-    /// An optional size in bytes; a negative number wraps around, as in QEMU.
+    /// An optional unsigned 32-bit integer.
+    pub fn opt_u32(&self, name: &'static str) -> Read<Option<u32>> {
+        let Some(value) = self.opt_size(name)? else { return Ok(None) };
+        value.try_into().map(Some).map_err(|_| format!("Parameter '{name}' expects uint32_t").into())
+    }
+
+    /// An optional size in bytes, or any unsigned 64-bit integer; a negative number wraps around, as in QEMU.
     pub fn opt_size(&self, name: &'static str) -> Read<Option<u64>> {
-        match self.visit(name) {
-            None => Ok(None),
-            Some(Value::Number(number)) => number
-                .as_u64()
-                .or_else(|| number.as_i64().map(|n| n as u64))
-                .map(Some)
-                .ok_or_else(|| self.wrong_type(name, "integer")),
-            Some(_) => Err(self.wrong_type(name, "integer")),
+        let Some(value) = self.visit(name) else { return Ok(None) };
+        match value.as_u64().or_else(|| value.as_i64().map(|n| n as u64)) {
+            None => Err(format!("Parameter '{}' expects uint64", self.full_name(name)).into()),
+            size => Ok(size),
         }
     }
 

@@ -149,11 +149,16 @@ impl Machine {
     async fn cleanup(self: &Rc<Self>) {
         self.drop_all_exports().await;
         self.drop_guests().await;
-        self.block.drain_all_begin().await;
-        self.block.drain_all_end();
+        self.block.drain_all().await;
+        if self.block.quirks.quit_cancels_drained {
+            self.block.drain_all_begin().await;
+        }
         // Cancelling concludes a job, cancelling a concluded one dismisses it.
         while let Some(job) = self.jobs.all().first() {
             job.cancel_sync().await;
+        }
+        if self.block.quirks.quit_cancels_drained {
+            self.block.drain_all_end();
         }
         self.block.close_all().await;
         self.jobs.clear();

@@ -1,6 +1,7 @@
-//! Which blocks of a real file count as data on the simulated host.
+//! A set of blocks of a file: those of a real file that count as data on the simulated host, or those that are
+//! taken without being data.
 //!
-//! Kept beside the file because a real file system answers as it likes: it may have larger blocks,
+//! The former are kept beside the file because a real file system answers as it likes: it may have larger blocks,
 //! allocate ahead, or know no holes at all. Must never look at the file itself.
 
 use std::collections::BTreeMap;
@@ -8,14 +9,19 @@ use std::collections::BTreeMap;
 use super::{BLOCK, Extent};
 
 /// A set of block numbers, as ranges that neither overlap nor touch.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct BlockMap {
     /// First block of a range, and the one after its last.
     ranges: BTreeMap<u64, u64>,
 }
 
 impl BlockMap {
-    /// Makes data of every block that bytes [off, end) touch.
+    /// Whether no block is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Adds every block that bytes [off, end) touch.
     pub(super) fn add(&mut self, off: u64, end: u64) {
         if off >= end {
             return;
@@ -32,7 +38,7 @@ impl BlockMap {
         self.ranges.insert(first, stop);
     }
 
-    /// Makes holes of every block that bytes [off, end) touch.
+    /// Takes out every block that bytes [off, end) touch.
     pub(super) fn remove(&mut self, off: u64, end: u64) {
         let (first, stop) = (off / BLOCK, end.div_ceil(BLOCK));
         if first >= stop {
@@ -68,10 +74,5 @@ impl BlockMap {
             (None, None) => (false, end),
         };
         Extent { data, len: stop.min(end) - off }
-    }
-
-    /// Bytes in all blocks that are data.
-    pub(super) fn bytes(&self) -> u64 {
-        self.ranges.iter().map(|(start, to)| (to - start) * BLOCK).sum()
     }
 }

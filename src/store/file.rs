@@ -187,10 +187,6 @@ impl FileStore {
         }
         state.data.extent(off, end)
     }
-
-    pub(super) fn allocated_bytes(&self) -> u64 {
-        self.state.borrow().data.bytes()
-    }
 }
 
 /// Opening a directory, device or pipe as an image is refused before it can block.

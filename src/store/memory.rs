@@ -114,18 +114,6 @@ impl Image {
         Extent { data: true, len: end.min(stop) - off }
     }
 
-    /// Bytes of all data blocks; walks every run.
-    pub(super) fn allocated_bytes(&self) -> u64 {
-        let mut sum = 0;
-        let mut counted = 0;
-        for (&start, run) in &self.runs {
-            let end = block_ceil(start + run.len);
-            sum += end - block_floor(start).max(counted).min(end);
-            counted = end;
-        }
-        sum
-    }
-
     /// How many runs the file is made of; the measure of what it costs.
     #[cfg(test)]
     pub(super) fn run_count(&self) -> usize {
@@ -370,7 +358,6 @@ mod tests {
         assert_eq!(image.extent(0, 20_000), Extent { data: false, len: 4096 });
         assert_eq!(image.extent(4096, 20_000), Extent { data: true, len: 4096 });
         assert_eq!(image.extent(8192, 20_000), Extent { data: false, len: 20_000 - 8192 });
-        assert_eq!(image.allocated_bytes(), 4096);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub use content::{Content, Fill, Run};
 pub use host::{Host, TEST_PREFIX};
 
 use crate::errno::{Errno, Res};
+use blocks::BlockMap;
 use file::FileStore;
 use memory::Image;
 
@@ -32,6 +33,11 @@ pub const BLOCK: u64 = 4096;
 
 /// Largest length of a host file, in bytes: that of ext4 with 4 KiB blocks.
 pub const MAX_LEN: u64 = 0xffff_ffff * BLOCK;
+
+/// Extents that ext4 keeps in the inode itself.
+const EXTENTS_IN_INODE: u64 = 4;
+/// Extents in a block of ext4's extent tree.
+const EXTENTS_IN_BLOCK: u64 = (BLOCK - 16) / 12;
 
 /// What the host knows about a stretch of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +54,9 @@ pub struct Extent {
 /// nothing, one that fails because the real host does may have done a part.
 pub struct Store {
     home: Home,
+    /// Blocks that an efficient write of zeros has taken on the disk. Until they are written they are holes to
+    /// whoever asks for extents (unwritten extents of ext4). Data blocks may be among them.
+    reserved: RefCell<BlockMap>,
 }
 
 /// Where the bytes are.
@@ -60,11 +69,11 @@ enum Home {
 impl Store {
     /// A new empty file in memory. Files with a name, and real files, come from a [`Host`].
     pub fn memory() -> Store {
-        Store { home: Home::Memory(RefCell::default()) }
+        Store { home: Home::Memory(RefCell::default()), reserved: RefCell::default() }
     }
 
     fn file(file: FileStore) -> Store {
-        Store { home: Home::File(file) }
+        Store { home: Home::File(file), reserved: RefCell::default() }
     }
 
     /// Length in bytes.
@@ -82,14 +91,39 @@ impl Store {
 
     /// The bytes [off, off + len); holes and what lies beyond the end read as zeros.
     ///
+    /// Blocks that were taken but never written become data by being read: they are in the host's page cache
+    /// from then on, where ext4 looks for data among unwritten blocks. The cache is never short of room here.
+    ///
     /// `EINVAL` if the range does not fit into 64 bits; a real file may fail with what its host
     /// says.
     pub fn read(&self, off: u64, len: u64) -> Res<Content> {
-        off.checked_add(len).ok_or(Errno::EINVAL)?;
+        let end = off.checked_add(len).ok_or(Errno::EINVAL)?.min(self.len());
+        if off < end && !self.reserved.borrow().is_empty() {
+            self.cache_reserved(block_floor(off), block_ceil(end))?;
+        }
         match &self.home {
             Home::Memory(image) => Ok(image.borrow().read(off, len)),
             Home::File(file) => file.read(off, len),
         }
+    }
+
+    /// Makes data of the reserved blocks in [off, end), which are whole ones and begin before the end of the file.
+    fn cache_reserved(&self, off: u64, end: u64) -> Res<()> {
+        let mut pos = off;
+        while pos < end {
+            let taken = self.reserved.borrow().extent(pos, end);
+            let next = pos + taken.len;
+            while taken.data && pos < next.min(self.len()) {
+                let extent = self.extent(pos, next - pos);
+                if !extent.data {
+                    self.write(pos, &Content::zeros(extent.len))?;
+                }
+                pos += extent.len;
+            }
+            pos = next;
+        }
+        self.reserved.borrow_mut().remove(off, end);
+        Ok(())
     }
 
     /// Writes `content` at `off`; the file grows as far as needed, with a hole before `off`. Every
@@ -110,17 +144,20 @@ impl Store {
     /// Zeroes [off, off + len) the cheap way, by which whole blocks become holes and partial ones
     /// stay what they are, data or hole. The file grows as far as needed.
     ///
-    /// On ext4 a zeroed range is a hole to whoever asks for extents, with and without `unmap`, so
-    /// the argument makes no difference here, nor to [`Store::allocated_bytes`].
+    /// On ext4 a zeroed range is a hole to whoever asks for extents, with and without `unmap`; without it, the
+    /// range keeps or takes its blocks on the disk, which [`Store::allocated_bytes`] tells.
     ///
     /// Errors as [`Store::write`].
     pub fn write_zeroes(&self, off: u64, len: u64, unmap: bool) -> Res<()> {
-        let _ = unmap;
         let end = range_end(off, len)?;
         if len > 0 && end > self.len() {
             self.truncate(end)?;
         }
-        self.discard(off, len)
+        self.discard(off, len)?;
+        if !unmap {
+            self.reserved.borrow_mut().add(off, end);
+        }
+        Ok(())
     }
 
     /// Punches a hole: as [`Store::write_zeroes`], but the length stays.
@@ -129,12 +166,12 @@ impl Store {
     pub fn discard(&self, off: u64, len: u64) -> Res<()> {
         let end = range_end(off, len)?;
         match &self.home {
-            Home::Memory(image) => {
-                Rc::make_mut(&mut image.borrow_mut()).punch(off, end);
-                Ok(())
-            }
-            Home::File(file) => file.punch(off, end),
+            Home::Memory(image) => Rc::make_mut(&mut image.borrow_mut()).punch(off, end),
+            Home::File(file) => file.punch(off, end)?,
         }
+        let last = if end >= self.len() { block_ceil(end) } else { block_floor(end) };
+        self.reserved.borrow_mut().remove(block_ceil(off), last);
+        Ok(())
     }
 
     /// Sets the length; what is new is a hole.
@@ -143,12 +180,11 @@ impl Store {
     pub fn truncate(&self, len: u64) -> Res<()> {
         range_end(len, 0)?;
         match &self.home {
-            Home::Memory(image) => {
-                Rc::make_mut(&mut image.borrow_mut()).truncate(len);
-                Ok(())
-            }
-            Home::File(file) => file.truncate(len),
+            Home::Memory(image) => Rc::make_mut(&mut image.borrow_mut()).truncate(len),
+            Home::File(file) => file.truncate(len)?,
         }
+        self.reserved.borrow_mut().remove(block_ceil(len), block_ceil(MAX_LEN));
+        Ok(())
     }
 
     /// Makes everything written so far safe from a simulated power cut. A real file is not synced:
@@ -166,19 +202,36 @@ impl Store {
         }
     }
 
-    /// Bytes that the file takes on the simulated host's disk: its data blocks.
+    /// Bytes that the file takes on the simulated host's disk: its data blocks, those that zeros were written to
+    /// without `unmap`, and the file system's list of extents, once it does not fit into the inode.
     pub fn allocated_bytes(&self) -> u64 {
-        match &self.home {
-            Home::Memory(image) => image.borrow().allocated_bytes(),
-            Home::File(file) => file.allocated_bytes(),
+        let (mut bytes, mut extents) = (0, 0);
+        let end = block_ceil(self.len());
+        let reserved = self.reserved.borrow();
+        let mut pos = 0;
+        while pos < end {
+            let mut here = self.extent(pos, end - pos);
+            let mut is_taken = here.data;
+            if !here.data {
+                let taken = reserved.extent(pos, block_ceil(pos + here.len));
+                (here.len, is_taken) = (taken.len, taken.data);
+            }
+            let next = block_ceil(pos + here.len);
+            if is_taken {
+                bytes += next - pos;
+                extents += 1;
+            }
+            pos = next;
         }
+        let list_blocks = if extents <= EXTENTS_IN_INODE { 0 } else { extents.div_ceil(EXTENTS_IN_BLOCK) };
+        bytes + list_blocks * BLOCK
     }
 
     /// A second file with the same bytes, which the two share until either is written to.
     /// `ENOTSUP` for a real file.
     pub fn fork(&self) -> Res<Store> {
         match &self.home {
-            Home::Memory(image) => Ok(Store { home: Home::Memory(image.clone()) }),
+            Home::Memory(image) => Ok(Store { home: Home::Memory(image.clone()), reserved: self.reserved.clone() }),
             Home::File(_) => Err(Errno::ENOTSUP),
         }
     }

@@ -10,6 +10,7 @@ enum Op {
     Write(u64, Vec<(u8, u64)>),
     Zeroes(u64, u64, bool),
     Discard(u64, u64),
+    Read(u64, u64),
     Truncate(u64),
     Fork,
 }
@@ -35,6 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (edge(), pieces()).prop_map(|(off, p)| Op::Write(off, p)),
         3 => (edge(), length(), any::<bool>()).prop_map(|(o, l, u)| Op::Zeroes(o, l, u)),
         3 => (edge(), length()).prop_map(|(off, len)| Op::Discard(off, len)),
+        2 => (edge(), length()).prop_map(|(off, len)| Op::Read(off, len)),
         2 => edge().prop_map(Op::Truncate),
         1 => Just(Op::Fork),
     ]
@@ -53,6 +55,8 @@ fn content_of(pieces: &[(u8, u64)]) -> Content {
 struct Naive {
     bytes: Vec<u8>,
     data: Vec<bool>,
+    /// Data, or zeroed without `unmap`.
+    taken: Vec<bool>,
 }
 
 impl Naive {
@@ -64,16 +68,23 @@ impl Naive {
         self.truncate(self.bytes.len().max(end) as u64);
         self.bytes[off as usize..end].copy_from_slice(bytes);
         self.data[off as usize / 4096..end.div_ceil(4096)].fill(true);
+        self.take(off, bytes.len() as u64);
+    }
+
+    fn take(&mut self, off: u64, len: u64) {
+        if len > 0 {
+            self.taken[off as usize / 4096..(off + len).div_ceil(4096) as usize].fill(true);
+        }
     }
 
     fn punch(&mut self, off: u64, len: u64) {
         let size = self.bytes.len();
         let (off, end) = ((off as usize).min(size), ((off + len) as usize).min(size));
         self.bytes[off..end].fill(0);
-        for (i, data) in self.data.iter_mut().enumerate() {
+        for (i, (data, taken)) in self.data.iter_mut().zip(&mut self.taken).enumerate() {
             let (start, stop) = (i * 4096, (i * 4096 + 4096).min(size));
             if off < end && off <= start && stop <= end {
-                *data = false;
+                (*data, *taken) = (false, false);
             }
         }
     }
@@ -81,6 +92,24 @@ impl Naive {
     fn truncate(&mut self, len: u64) {
         self.bytes.resize(len as usize, 0);
         self.data.resize((len as usize).div_ceil(4096), false);
+        self.taken.resize((len as usize).div_ceil(4096), false);
+    }
+
+    fn cache(&mut self, off: u64, len: u64) {
+        let end = (off + len).min(self.bytes.len() as u64);
+        if off < end {
+            for block in off as usize / 4096..end.div_ceil(4096) as usize {
+                self.data[block] |= self.taken[block];
+            }
+        }
+    }
+
+    /// Blocks on the disk, with one for more extents than four.
+    fn taken_blocks(&self) -> u64 {
+        let kind = |i: usize| self.taken[i].then_some(self.data[i]);
+        let begins = |&i: &usize| kind(i).is_some() && (i == 0 || kind(i - 1) != kind(i));
+        let extents = (0..self.taken.len()).filter(begins).count();
+        self.taken.iter().filter(|&&taken| taken).count() as u64 + u64::from(extents > 4)
     }
 
     fn extent(&self, off: u64, len: u64) -> Extent {
@@ -107,11 +136,18 @@ fn apply(op: &Op, naive: &mut Naive, stores: &mut [Store; 2]) {
                 naive.truncate((off + len).max(naive.bytes.len() as u64));
             }
             naive.punch(*off, *len);
+            if !unmap {
+                naive.take(*off, *len);
+            }
             stores.iter().for_each(|store| store.write_zeroes(*off, *len, *unmap).unwrap());
         }
         Op::Discard(off, len) => {
             naive.punch(*off, *len);
             stores.iter().for_each(|store| store.discard(*off, *len).unwrap());
+        }
+        Op::Read(off, len) => {
+            naive.cache(*off, *len);
+            stores.iter().for_each(|store| _ = store.read(*off, *len).unwrap());
         }
         Op::Truncate(len) => {
             naive.truncate(*len);
@@ -120,6 +156,15 @@ fn apply(op: &Op, naive: &mut Naive, stores: &mut [Store; 2]) {
         // What a fork leaves shared has to be copied by the next write.
         Op::Fork => stores[0] = stores[0].fork().unwrap(),
     }
+}
+
+fn check_content(store: &Store, naive: &Naive, probe: u64, len: u64) -> Result<(), TestCaseError> {
+    let all = Content::from_bytes(naive.bytes.as_slice());
+    prop_assert_eq!(store.read(0, all.len()).unwrap().first_difference(&all), None);
+    let want = all.slice(probe, len);
+    let want = want.clone().concat(Content::zeros(len - want.len()));
+    prop_assert_eq!(store.read(probe, len).unwrap().first_difference(&want), None);
+    Ok(())
 }
 
 proptest! {
@@ -138,18 +183,17 @@ proptest! {
             let size = naive.bytes.len() as u64;
             for store in &stores {
                 prop_assert_eq!(store.len(), size);
-                let all = Content::from_bytes(naive.bytes.as_slice());
-                prop_assert_eq!(store.read(0, size).unwrap().first_difference(&all), None);
-                let want = all.slice(probe, len);
-                let want = want.clone().concat(Content::zeros(len - want.len()));
-                prop_assert_eq!(store.read(probe, len).unwrap().first_difference(&want), None);
                 for off in (0..size + BLOCK).step_by(1024).chain([probe]) {
                     prop_assert_eq!(store.extent(off, len), naive.extent(off, len), "{}", off);
                     prop_assert_eq!(store.extent(off, SPAN), naive.extent(off, SPAN), "{}", off);
                 }
-                let blocks = naive.data.iter().filter(|&&data| data).count() as u64;
-                prop_assert_eq!(store.allocated_bytes(), blocks * BLOCK);
+                prop_assert_eq!(store.allocated_bytes(), naive.taken_blocks() * BLOCK);
             }
+            // A read changes what is data, so it is a copy that is read on the way.
+            check_content(&stores[0].fork().unwrap(), &naive, probe, len)?;
+        }
+        for store in &stores {
+            check_content(store, &naive, probe, len)?;
         }
         for (fork, bytes) in parents {
             let kept = fork.read(0, bytes.len() as u64).unwrap();

@@ -30,7 +30,7 @@ impl BitmapAdd {
         let add = BitmapAdd {
             node: args.str("node")?.to_owned(),
             name: args.str("name")?.to_owned(),
-            granularity: args.opt_ranged("granularity", "uint32_t", 0..=u32::MAX.into())?.map(i64::unsigned_abs),
+            granularity: args.opt_u32("granularity")?.map(u64::from),
             persistent: args.opt_bool("persistent")?.unwrap_or(false),
             disabled: args.opt_bool("disabled")?.unwrap_or(false),
         };

@@ -182,11 +182,11 @@ impl Machine {
         let image = self.parse_child(args, "image")?;
         args.opt_str("config")?;
         let align = args.opt_int("align")?.map(i64::unsigned_abs);
-        let max_transfer = args.opt_ranged("max-transfer", "int32_t", i32::MIN.into()..=i32::MAX.into())?;
-        let opt_write_zero = args.opt_ranged("opt-write-zero", "int32_t", i32::MIN.into()..=i32::MAX.into())?;
-        let max_write_zero = args.opt_ranged("max-write-zero", "int32_t", i32::MIN.into()..=i32::MAX.into())?;
-        let opt_discard = args.opt_ranged("opt-discard", "int32_t", i32::MIN.into()..=i32::MAX.into())?;
-        let max_discard = args.opt_ranged("max-discard", "int32_t", i32::MIN.into()..=i32::MAX.into())?;
+        let max_transfer = args.opt_i32("max-transfer")?;
+        let opt_write_zero = args.opt_i32("opt-write-zero")?;
+        let max_write_zero = args.opt_i32("max-write-zero")?;
+        let opt_discard = args.opt_i32("opt-discard")?;
+        let max_discard = args.opt_i32("max-discard")?;
         let inject = args.opt_list("inject-error")?.unwrap_or_default();
         let inject_is_empty = args.has("inject-error") && inject.is_empty();
         let inject = inject.into_iter().map(|(item, name)| parse_inject(item, &name)).collect::<Result<_, _>>()?;
@@ -202,7 +202,7 @@ impl Machine {
                 return Err(format!("Block protocol 'blkdebug' doesn't support the option '{name}'").into());
             }
         }
-        let unsigned = |value: Option<i64>| value.map(i64::unsigned_abs);
+        let unsigned = |value: Option<i32>| value.map(|v| u64::from(v.unsigned_abs()));
         Ok(BlkdebugOptions {
             image,
             inject,
@@ -232,7 +232,7 @@ impl Machine {
         let policies =
             [("break-guest-write", OnCbwError::BreakGuestWrite), ("break-snapshot", OnCbwError::BreakSnapshot)];
         let on_error = args.opt_enum("on-cbw-error", &policies)?.unwrap_or_default();
-        let timeout_s = args.opt_ranged("cbw-timeout", "uint32_t", 0..=u32::MAX.into())?.unwrap_or(0) as u32;
+        let timeout_s = args.opt_u32("cbw-timeout")?.unwrap_or(0);
         let min_cluster_size =
             if self.block.quirks.since_9 { args.opt_size("min-cluster-size")?.unwrap_or(0) } else { 0 };
         Ok(DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size })

@@ -90,9 +90,9 @@ impl Machine {
         address.finish()?;
         args.opt_str("tls-creds")?;
         args.opt_str("tls-authz")?;
-        args.opt_ranged("max-connections", "uint32_t", 0..=u32::MAX.into())?;
+        args.opt_u32("max-connections")?;
         if self.block.quirks.since_9 {
-            args.opt_ranged("handshake-max-seconds", "uint32_t", 0..=u32::MAX.into())?;
+            args.opt_u32("handshake-max-seconds")?;
         }
         args.finish()?;
         if self.exports.borrow().server {

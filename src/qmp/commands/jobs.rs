@@ -10,6 +10,19 @@ use crate::qmp::args::Args;
 use crate::qmp::error::{ErrorClass, QmpError, QmpResult};
 use crate::qmp::machine::Machine;
 
+/// `JobType` of QAPI.
+const JOB_TYPES: [(&str, &str); 9] = [
+    ("commit", "commit"),
+    ("stream", "stream"),
+    ("mirror", "mirror"),
+    ("backup", "backup"),
+    ("create", "create"),
+    ("amend", "amend"),
+    ("snapshot-load", "snapshot-load"),
+    ("snapshot-save", "snapshot-save"),
+    ("snapshot-delete", "snapshot-delete"),
+];
+
 impl Machine {
     fn find_job(&self, id: &str) -> Result<Rc<Job>, QmpError> {
         self.jobs.find(id).ok_or_else(|| "Job not found".into())
@@ -53,8 +66,9 @@ impl Machine {
             }
             "block-job-change" => {
                 let id = args.str("id")?;
-                args.any("type");
-                args.any("copy-mode");
+                if args.enumeration("type", &JOB_TYPES)? == "mirror" {
+                    args.enumeration("copy-mode", &[("background", ()), ("write-blocking", ())])?;
+                }
                 args.finish()?;
                 self.find_block_job(id)?.user_change()?;
             }
@@ -124,7 +138,8 @@ impl Machine {
             },
             "qcow2" => parse_qcow2_create(&options)?,
             "raw" | "null-co" | "blkdebug" | "copy-before-write" | "snapshot-access" => {
-                // These exist but cannot create; only the file of raw is looked at by nobody.
+                options.finish()?;
+                args.finish()?;
                 return Err("Driver does not support blockdev-create".into());
             }
             other => return Err(options.bad_value("driver", other)),
@@ -165,7 +180,10 @@ fn block_job_info(job: &Job) -> Value {
 fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
     let file = match options.any("file") {
         Some(Value::String(name)) => name.clone(),
-        Some(_) => return Err("not modelled: blockdev-create with an inline 'file'; give a node's name".into()),
+        Some(Value::Object(_)) => {
+            return Err("not modelled: blockdev-create with an inline 'file'; give a node's name".into());
+        }
+        Some(_) => return Err("Invalid parameter type for 'file', expected: BlockdevRef".into()),
         None => return Err(options.str("file").err().unwrap_or_else(|| "Parameter 'options.file' is missing".into())),
     };
     if options.has("encrypt") {
