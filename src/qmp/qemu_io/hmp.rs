@@ -13,7 +13,7 @@ use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
 use crate::qmp::machine::Machine;
 
-use super::parse::{IoCommand, ParseError, parse};
+use super::parse::{IoCommand, parse};
 use super::run::Session;
 
 impl Machine {
@@ -70,15 +70,12 @@ impl Machine {
     }
 
     async fn qemu_io_on(self: &Rc<Self>, backend: &Rc<crate::block::Backend>, line: &str) -> String {
-        let command = match parse(line) {
+        let command = match parse(line, self.block.quirks.since_9) {
             Ok(command) => command,
-            Err(ParseError::Out(text)) => {
-                self.block.print(&text);
-                return String::new();
-            }
-            Err(ParseError::Err(text)) => {
-                self.block.stderr.borrow_mut().push_str(&text);
-                return String::new();
+            Err(refused) => {
+                self.block.print(&refused.out);
+                self.block.stderr.borrow_mut().push_str(&refused.err);
+                return refused.said;
             }
         };
         if let Err(reason) = self.block.backend_require(backend, command.permissions()) {
