@@ -144,6 +144,8 @@ quirks! {
     grouped_checked_first: true;
     /// 10.0 has `min-cluster-size`, `discard-source`, `block-job-change`, `active`.
     since_9: true;
+    /// 10.0: queries tell `format-specific` of a file too, though it is empty (`block/file-posix.c`).
+    file_is_specific: true;
     /// 10.0: a refused block_resize names the op blocker; 7.2: `Device '(null)' is in use`.
     resize_names_blocker: true;
     /// 7.2: a snapshot read whose done run ends inside the request reads new data from the source

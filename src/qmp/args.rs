@@ -16,7 +16,7 @@ type Read<T> = Result<T, QmpError>;
 pub struct Args<'a> {
     map: &'a Map<String, Value>,
     prefix: String,
-    visited: RefCell<Vec<&'static str>>,
+    visited: RefCell<Vec<&'a str>>,
 }
 
 impl<'a> Args<'a> {
@@ -40,6 +40,24 @@ impl<'a> Args<'a> {
     fn visit(&self, name: &'static str) -> Option<&'a Value> {
         self.visited.borrow_mut().push(name);
         self.map.get(name)
+    }
+
+    /// An optional integer of an unsigned QAPI type, up to `most`.
+    pub fn opt_unsigned(&self, name: &'static str, kind: &str, most: u64) -> Read<Option<u64>> {
+        match self.opt_size(name)? {
+            Some(value) if value > most => Err(format!("Parameter '{name}' expects {kind}").into()),
+            other => Ok(other),
+        }
+    }
+
+    /// All members.
+    pub fn members(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
+    /// Takes every member for known.
+    pub fn accept_all(&self) {
+        self.visited.borrow_mut().extend(self.map.keys().map(String::as_str));
     }
 
     /// Whether a member is there at all.
@@ -106,12 +124,12 @@ impl<'a> Args<'a> {
     pub fn opt_size(&self, name: &'static str) -> Read<Option<u64>> {
         match self.visit(name) {
             None => Ok(None),
-            Some(Value::Number(number)) => number
+            // Unlike a signed number, an unsigned one of a wrong type is told without its path.
+            Some(value) => value
                 .as_u64()
-                .or_else(|| number.as_i64().map(|n| n as u64))
+                .or_else(|| value.as_i64().map(|n| n as u64))
                 .map(Some)
-                .ok_or_else(|| self.wrong_type(name, "integer")),
-            Some(_) => Err(self.wrong_type(name, "integer")),
+                .ok_or_else(|| format!("Parameter '{name}' expects uint64").into()),
         }
     }
 
@@ -190,7 +208,7 @@ impl<'a> Args<'a> {
     pub fn finish(&self) -> Read<()> {
         let visited = self.visited.borrow();
         let mut unknown: Vec<&String> = self.map.keys().filter(|key| !visited.contains(&key.as_str())).collect();
-        unknown.sort_by_key(|key| std::cmp::Reverse(super::wire::bucket(key)));
+        unknown.sort_by_key(|key| std::cmp::Reverse(crate::block::qdict::bucket(key)));
         match unknown.last() {
             Some(key) => Err(self.unexpected(key)),
             None => Ok(()),

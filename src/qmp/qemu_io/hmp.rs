@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use crate::block::Perm;
+use crate::block::{Block, Perm};
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
 use crate::qmp::machine::Machine;
@@ -79,7 +79,7 @@ impl Machine {
             }
         };
         if let Err(reason) = self.block.backend_require(backend, command.permissions()) {
-            return format!("{reason}\r\n");
+            return said(&self.block, &reason);
         }
         let session = Session {
             block: self.block.clone(),
@@ -93,6 +93,16 @@ impl Machine {
         }
         session.said.take().unwrap_or_default()
     }
+}
+
+/// An error as the monitor shows it, with the hint for a lock that another process may hold.
+fn said(block: &Block, reason: &str) -> String {
+    let hint = if reason.starts_with("Failed to get ") {
+        format!("Is another process using the image [{}]?\r\n", block.locks.last_refused())
+    } else {
+        String::new()
+    };
+    format!("{reason}\r\n{hint}")
 }
 
 fn string_expected() -> Value {
