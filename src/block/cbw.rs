@@ -290,21 +290,12 @@ impl Block {
     }
 
     /// Block status of the disk as it was (`cbw_co_snapshot_block_status`).
-    pub(super) async fn snapshot_status(
-        self: &Rc<Self>,
-        filter: NodeId,
-        want_zero: bool,
-        offset: u64,
-        bytes: u64,
-    ) -> Res<BlockStatus> {
+    pub(super) async fn snapshot_status(self: &Rc<Self>, filter: NodeId, offset: u64, bytes: u64) -> Res<BlockStatus> {
         let cbw = self.snapshot_of(filter)?;
         let locked = cbw.lock(self, offset, bytes)?;
-        let status = if locked.from == cbw.target {
-            // The target may have a backing file that is the source; only its own layers count.
-            self.co_block_status_above(locked.from, None, offset, locked.bytes, want_zero).await.map(|a| a.status)
-        } else {
-            self.co_block_status(locked.from, offset, locked.bytes, want_zero).await
-        };
+        // It always asks where zeros are, whatever its own caller wants to know, so that what the source's layer does
+        // not have counts as allocated zeros where there is no backing file.
+        let status = self.co_block_status(locked.from, offset, locked.bytes, true).await;
         cbw.unlock(self, &locked);
         status
     }

@@ -122,7 +122,6 @@ impl Block {
         self.graph_write_section().await;
         let cbw = CopyBeforeWrite::open(self, filter.id, source.id, target.id, options).await?;
         filter.length.set(source.length.get());
-        *filter.filename.borrow_mut() = source.filename.borrow().clone();
         *filter.driver.borrow_mut() = Driver::CopyBeforeWrite(Rc::new(cbw));
         Ok(())
     }
@@ -199,9 +198,18 @@ impl Block {
         replaced
     }
 
-    /// Recomputes what a node takes from its children after its own options have changed.
-    pub fn refresh_node_permissions(&self, node: NodeId) -> Result<(), String> {
-        self.refresh_permissions(&[node])
+    /// Takes `overlay` from the top of `node` again; its users go back to the node.
+    pub async fn take_back(self: &Rc<Self>, node: &Rc<Node>, overlay: &Rc<Node>) {
+        let lock = self.graph_write_lock().await;
+        let Some(edge) = overlay.child("backing") else { return self.graph_write_unlock(lock).await };
+        self.detach(&edge);
+        if let Some(qcow2) = overlay.qcow2() {
+            qcow2.set_backing_node(None);
+        }
+        // The users were there before the overlay came.
+        let _ = self.replace_node(overlay.id, node.id);
+        self.graph_write_unlock(lock).await;
+        self.unref(node.id).await;
     }
 
     /// Drops the monitor's reference on every node (`bdrv_close_all`).
@@ -240,6 +248,8 @@ impl Block {
         match &*node.driver.borrow() {
             Driver::File(file) => Some(file.store.allocated_bytes()),
             Driver::Null(_) => Some(0),
+            // A protocol driver that does not know.
+            Driver::Blkdebug(_) => None,
             _ => node.primary_child().and_then(|child| self.allocated_size(child)),
         }
     }
@@ -268,7 +278,16 @@ impl Block {
                     file.truncate(self, &node, size).await.map_err(failed)?;
                 }
                 Driver::Qcow2(qcow2) => qcow2.truncate(self, size).await?,
-                Driver::Raw | Driver::Blkdebug(_) => {
+                Driver::Raw(raw) => {
+                    if raw.window().size.is_some() {
+                        return Err("Cannot resize fixed-size raw disks".to_owned());
+                    }
+                    let below = size.checked_add(raw.offset()).filter(|size| i64::try_from(*size).is_ok());
+                    let below = below.ok_or("Disk size too large for the chosen offset")?;
+                    let child = node.primary_child().ok_or("Image format driver does not support resize")?;
+                    self.co_truncate(child, below).await?;
+                }
+                Driver::Blkdebug(_) => {
                     let child = node.primary_child().ok_or("Image format driver does not support resize")?;
                     self.co_truncate(child, size).await?;
                 }
@@ -302,7 +321,7 @@ impl Block {
         let node = self.node(id);
         match &*node.driver.borrow() {
             Driver::File(_) => true,
-            Driver::Raw | Driver::Qcow2(_) => {
+            Driver::Raw(_) | Driver::Qcow2(_) => {
                 let below = node.primary_child().into_iter();
                 below
                     .chain(node.backing().filter(|_| with_backing))

@@ -212,7 +212,10 @@ impl Block {
             parents: RefCell::default(),
             bitmaps: RefCell::new(BitmapList::default()),
             length: Cell::new(0),
-            filename: RefCell::new("".into()),
+            given: RefCell::default(),
+            inherits_from: Cell::new(None),
+            automatic_backing: RefCell::default(),
+            was_writable: Cell::new(false),
             monitor_owned: Cell::new(false),
             references: Cell::new(1),
             in_flight: Cell::new(0),
@@ -254,15 +257,9 @@ impl Block {
             let above = &self.node(above).name;
             return Err(format!("Making '{}' a {name} child of '{above}' would create a cycle", child_node.name));
         }
-        let edge = Rc::new(Edge {
-            name,
-            child: Cell::new(child),
-            parent,
-            role,
-            perm: Cell::new(perm),
-            shared: Cell::new(shared),
-            quiesced: Cell::new(0),
-        });
+        let edge = Edge::new(name, parent, role, child);
+        edge.perm.set(perm);
+        edge.shared.set(shared);
         self.link(&edge);
         if let Err(conflict) = self.refresh_permissions(&[edge.parent_node().unwrap_or(child), child]) {
             self.unlink(&edge);
@@ -273,7 +270,7 @@ impl Block {
     }
 
     /// Puts an edge into both of its ends and hands it the child's drained sections.
-    fn link(&self, edge: &Rc<Edge>) {
+    pub(super) fn link(&self, edge: &Rc<Edge>) {
         let child = self.node(edge.child.get());
         child.parents.borrow_mut().insert(0, edge.clone());
         if let Some(parent) = edge.parent_node() {
@@ -284,7 +281,7 @@ impl Block {
         }
     }
 
-    fn unlink(&self, edge: &Rc<Edge>) {
+    pub(super) fn unlink(&self, edge: &Rc<Edge>) {
         let child = self.node(edge.child.get());
         child.parents.borrow_mut().retain(|e| !Rc::ptr_eq(e, edge));
         if let Some(parent) = edge.parent_node() {

@@ -74,10 +74,10 @@ impl Block {
             Driver::None => Err(Errno::ENOMEDIUM),
             Driver::File(file) => file.read(self, node, offset, bytes).await,
             Driver::Null(null) => null.read(self, bytes).await,
-            Driver::Raw => {
-                let child = child_of(node, "file")?;
+            Driver::Raw(raw) => {
+                let (child, place) = (child_of(node, "file")?, raw.place(offset, bytes, false)?);
                 self.debug_event(child, BlkdebugEvent::ReadAio).await;
-                self.co_pread(child, offset, bytes, ReqFlags::NONE).await
+                self.co_pread(child, place, bytes, ReqFlags::NONE).await
             }
             Driver::Qcow2(qcow2) => qcow2.pread(self, offset, bytes).await,
             Driver::Blkdebug(blkdebug) => {
@@ -251,13 +251,13 @@ impl Block {
                 Ok(())
             }
             Driver::Null(null) => null.request(self).await,
-            Driver::Raw => {
+            Driver::Raw(raw) => {
                 if flags.contains(ReqFlags::COMPRESSED) {
                     return Err(Errno::ENOTSUP);
                 }
-                let child = child_of(node, "file")?;
+                let (child, place) = (child_of(node, "file")?, raw.place(offset, content.len(), true)?);
                 self.debug_event(child, BlkdebugEvent::WriteAio).await;
-                self.co_pwrite(child, offset, content, flags).await
+                self.co_pwrite(child, place, content, flags).await
             }
             Driver::Qcow2(qcow2) => {
                 if flags.contains(ReqFlags::COMPRESSED) {
@@ -313,8 +313,12 @@ impl Block {
         drop(parents);
         for parent in filters {
             let parent = self.node(parent);
-            let follows = matches!(&*parent.driver.borrow(), Driver::Raw | Driver::Blkdebug(_));
-            if follows {
+            let follows = match &*parent.driver.borrow() {
+                Driver::Raw(raw) => Some(raw.window().length(length)),
+                Driver::Blkdebug(_) => Some(length),
+                _ => None,
+            };
+            if let Some(length) = follows {
                 self.set_length(&parent, length);
             }
         }

@@ -176,9 +176,12 @@ impl Block {
                 let result = qcow2.pwrite_zeroes(self, offset, bytes, flags.without(ReqFlags::FUA)).await;
                 (result, fua && result != Err(Errno::ENOTSUP))
             }
-            Driver::Raw => {
-                let child = child_of(node, "file");
-                (self.pass_zeroes(child, offset, bytes, flags).await, false)
+            Driver::Raw(raw) => {
+                let place = match raw.place(offset, bytes, true) {
+                    Ok(place) => place,
+                    Err(error) => return (Err(error), false),
+                };
+                (self.pass_zeroes(child_of(node, "file"), place, bytes, flags).await, false)
             }
             Driver::Blkdebug(blkdebug) => {
                 // A piece below the unit is declined before any rule is looked at.
@@ -273,7 +276,7 @@ impl Block {
             Driver::None => Err(Errno::ENOMEDIUM),
             Driver::File(file) => file.discard(self, node, offset, bytes).await,
             Driver::Null(_) => Err(Errno::ENOTSUP),
-            Driver::Raw => self.co_pdiscard(child_of(node, "file")?, offset, bytes).await,
+            Driver::Raw(raw) => self.co_pdiscard(child_of(node, "file")?, raw.place(offset, bytes, true)?, bytes).await,
             Driver::Qcow2(qcow2) => qcow2.pdiscard(self, offset, bytes).await,
             Driver::Blkdebug(blkdebug) => {
                 if bytes < blkdebug.align.max(blkdebug.opt_discard.unwrap_or(0)) {

@@ -1,8 +1,8 @@
 //! The block layer: nodes, edges, requests, drivers.
 //!
-//! `graph.rs` holds nodes and edges, `open.rs` and `close.rs` make and end them, `permissions.rs` and
-//! `drain.rs` guard changes; `io.rs`, `io_zero.rs`, `flush.rs`, `status.rs` are the generic request path;
-//! `file.rs`, `null.rs`, `blkdebug.rs`, `cbw.rs`, `qcow2/` are drivers, `block_copy/` the copying machinery
+//! `graph.rs` holds nodes and edges, `open.rs`, `reopen.rs` and `close.rs` make, change and end them, `permissions.rs`
+//! and `drain.rs` guard changes; `filename.rs` says what they are called, `qdict.rs` in which order QEMU tells options; `io.rs`, `io_zero.rs`, `flush.rs`, `status.rs` are the generic request path;
+//! `file.rs`, `null.rs`, `raw.rs`, `blkdebug.rs`, `cbw.rs`, `qcow2/` are drivers, `block_copy/` the copying machinery
 //! that copy-before-write and backup share. Nothing here knows jobs beyond [`JobParent`], or QMP.
 
 mod backend;
@@ -14,6 +14,7 @@ mod close;
 mod drain;
 mod faults;
 mod file;
+mod filename;
 mod flags;
 mod flush;
 mod graph;
@@ -24,6 +25,9 @@ mod null;
 pub mod open;
 mod permissions;
 pub mod qcow2;
+pub mod qdict;
+mod raw;
+mod reopen;
 mod status;
 mod timing;
 mod track;
@@ -38,7 +42,8 @@ pub use file::{FileLocks, truncate};
 pub use flags::{BlockStatus, Perm, ReqFlags, StatusFlags};
 pub use graph::{Block, BlockConfig, Notice, is_well_formed_id};
 pub use io::BoxFuture;
-pub use node::{DetectZeroes, Driver, Edge, JobParent, Node, NodeId, NodeOptions, Parent, Role};
+pub use node::{DetectZeroes, Driver, Edge, Given, JobParent, Node, NodeId, NodeOptions, Parent, Role};
 pub use null::NullDriver;
+pub use raw::{RawDriver, Window};
 pub use status::ChainStatus;
 pub use timing::{Cost, Costs, Operation, Timing};

@@ -6,6 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
+
 use crate::bitmap::BitmapList;
 
 use super::backend::Backend;
@@ -14,7 +16,9 @@ use super::cbw::CopyBeforeWrite;
 use super::file::FileDriver;
 use super::flags::Perm;
 use super::null::NullDriver;
+use super::open::CommonOptions;
 use super::qcow2::Qcow2;
+use super::raw::RawDriver;
 use super::track::Tracker;
 
 /// Names a node for as long as the machine lives; ids are never reused.
@@ -31,7 +35,7 @@ pub enum Driver {
     /// `null-co`.
     Null(Rc<NullDriver>),
     /// `raw` over its `file` child.
-    Raw,
+    Raw(Rc<RawDriver>),
     /// `qcow2`.
     Qcow2(Rc<Qcow2>),
     /// `blkdebug` over its `image` child.
@@ -115,6 +119,19 @@ pub struct Edge {
 }
 
 impl Edge {
+    /// An edge that takes nothing and shares everything, not yet in the graph.
+    pub(super) fn new(name: &'static str, parent: Parent, role: Role, child: NodeId) -> Rc<Edge> {
+        Rc::new(Edge {
+            name,
+            child: Cell::new(child),
+            parent,
+            role,
+            perm: Cell::new(Perm::NONE),
+            shared: Cell::new(Perm::ALL),
+            quiesced: Cell::new(0),
+        })
+    }
+
     /// The parent node, if the parent is one.
     pub fn parent_node(&self) -> Option<NodeId> {
         match self.parent {
@@ -147,6 +164,15 @@ pub struct NodeOptions {
     pub no_io: bool,
 }
 
+/// What a node was given when it was opened or reopened, without its children.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Options common to all drivers.
+    pub common: CommonOptions,
+    /// Options of its driver, flat.
+    pub own: Map<String, Value>,
+}
+
 /// A node of the graph (`BlockDriverState`).
 pub struct Node {
     /// Its id.
@@ -159,6 +185,14 @@ pub struct Node {
     pub driver: RefCell<Driver>,
     /// Options.
     pub options: RefCell<NodeOptions>,
+    /// What it was given of them.
+    pub given: RefCell<Given>,
+    /// The parent whose options it takes over: it was opened inline.
+    pub inherits_from: Cell<Option<NodeId>>,
+    /// The name of the backing node that the image itself asks for (`auto_backing_file`).
+    pub automatic_backing: RefCell<Option<String>>,
+    /// While it is being reopened: whether it could be written to before.
+    pub(super) was_writable: Cell<bool>,
     /// Edges to children, oldest first.
     pub children: RefCell<Vec<Rc<Edge>>>,
     /// Edges from parents, newest first.
@@ -167,8 +201,6 @@ pub struct Node {
     pub bitmaps: RefCell<BitmapList>,
     /// Length in bytes, a multiple of 512 (`total_sectors`).
     pub length: Cell<u64>,
-    /// `filename` as `query-named-block-nodes` shows it.
-    pub filename: RefCell<Rc<str>>,
     /// Whether blockdev-add owns a reference.
     pub monitor_owned: Cell<bool>,
     /// References: edges to it, the monitor's, temporary ones.
@@ -235,7 +267,7 @@ impl Node {
             Driver::None => return None,
             Driver::File(_) => "file",
             Driver::Null(_) => "null-co",
-            Driver::Raw => "raw",
+            Driver::Raw(_) => "raw",
             Driver::Qcow2(_) => "qcow2",
             Driver::Blkdebug(_) => "blkdebug",
             Driver::CopyBeforeWrite(_) => "copy-before-write",

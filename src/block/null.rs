@@ -1,5 +1,7 @@
 //! The `null-co` driver: a disk of a given size without content.
 
+use serde_json::{Map, Value};
+
 use crate::errno::Res;
 use crate::sim::Nanos;
 use crate::store::Content;
@@ -24,17 +26,11 @@ pub struct NullDriver {
 }
 
 impl NullDriver {
-    /// The file name that queries show: options in the order of QEMU's dictionaries, if any was given
-    /// (`null_refresh_filename`).
-    pub fn filename(&self) -> String {
-        let zeroes = self.given_read_zeroes.map(|on| format!("\"read-zeroes\": {on}"));
-        let size = self.given_size.map(|size| format!("\"size\": {size}"));
-        if zeroes.is_none() && size.is_none() {
-            return "null-co://".to_owned();
-        }
-        let parts = [zeroes, Some("\"driver\": \"null-co\"".to_owned()), size];
-        let options: Vec<String> = parts.into_iter().flatten().collect();
-        format!("json:{{{}}}", options.join(", "))
+    /// The options that its file name shows, if any was given.
+    pub fn options(&self) -> Map<String, Value> {
+        let size = self.given_size.map(|size| ("size".to_owned(), Value::from(size)));
+        let zeroes = self.given_read_zeroes.map(|on| ("read-zeroes".to_owned(), Value::from(on)));
+        size.into_iter().chain(zeroes).collect()
     }
 
     /// What every request does: nothing, after the configured time.

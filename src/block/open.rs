@@ -6,14 +6,17 @@
 
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
+
 use super::blkdebug::{Blkdebug, InjectError, SetState};
 use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 use super::file::FileDriver;
 use super::flags::Perm;
 use super::graph::Block;
-use super::node::{DetectZeroes, Driver, Node, NodeId, NodeOptions, Parent, Role};
+use super::node::{DetectZeroes, Driver, Given, Node, NodeId, NodeOptions, Parent, Role};
 use super::null::NullDriver;
 use super::qcow2::{OpenFlags, Qcow2, Qcow2Options};
+use super::raw::{RawDriver, Window};
 
 /// A child: an existing node, or options for a new one.
 #[derive(Clone, Debug)]
@@ -73,6 +76,8 @@ pub enum DriverOptions {
     Raw {
         /// Its storage.
         file: ChildRef,
+        /// `offset` and `size`.
+        window: Window,
     },
     /// `qcow2`.
     Qcow2 {
@@ -105,6 +110,29 @@ pub enum DriverOptions {
         /// The filter.
         file: ChildRef,
     },
+    /// A driver of QEMU that is not modelled; such a node can't be opened.
+    Other {
+        /// Its name.
+        driver: &'static str,
+        /// Its storage, if it has some.
+        file: Option<ChildRef>,
+    },
+}
+
+impl DriverOptions {
+    /// The driver's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DriverOptions::File { .. } => "file",
+            DriverOptions::Null(_) => "null-co",
+            DriverOptions::Raw { .. } => "raw",
+            DriverOptions::Qcow2 { .. } => "qcow2",
+            DriverOptions::Blkdebug(_) => "blkdebug",
+            DriverOptions::CopyBeforeWrite { .. } => "copy-before-write",
+            DriverOptions::SnapshotAccess { .. } => "snapshot-access",
+            DriverOptions::Other { driver, .. } => driver,
+        }
+    }
 }
 
 /// Options of `blkdebug`.
@@ -143,13 +171,18 @@ pub struct OpenOptions {
     pub common: CommonOptions,
     /// The driver.
     pub driver: DriverOptions,
+    /// The driver's options once more, flat and without children, as they were given.
+    pub own: Map<String, Value>,
 }
 
 /// What an inline child takes from its parent.
 #[derive(Clone, Copy)]
-enum Inherit<'a> {
+pub(super) enum Inherit<'a> {
+    /// It stands alone.
     Nothing,
+    /// It is a child of a node with these options.
     Child(&'a NodeOptions),
+    /// It is the backing file of a node with these options.
     Backing(&'a NodeOptions),
 }
 
@@ -162,23 +195,27 @@ impl Block {
     }
 
     async fn open_inherit(self: &Rc<Self>, options: &OpenOptions, inherit: Inherit<'_>) -> Opened {
-        let common = resolve(&options.common, inherit)?;
+        let common = resolve(&options.common, inherit);
+        let node = self.open_driver(options, common).await?;
+        *node.given.borrow_mut() = Given { common: options.common.clone(), own: options.own.clone() };
+        Ok(node)
+    }
+
+    async fn open_driver(self: &Rc<Self>, options: &OpenOptions, common: NodeOptions) -> Opened {
         let name = options.node_name.as_deref();
         match &options.driver {
             DriverOptions::File { filename } => self.open_file(name, common, filename),
             DriverOptions::Null(null) => {
-                let node = self.new_node(name, common)?;
+                let node = self.checked_node(name, common)?;
+                if null.size > MAX_LENGTH {
+                    self.remove_node(node.id);
+                    return Err("Could not refresh total sector count: File too large".to_owned());
+                }
                 node.length.set(null.size.next_multiple_of(512));
-                *node.filename.borrow_mut() = null.filename().into();
                 *node.driver.borrow_mut() = Driver::Null(Rc::new(null.clone()));
                 Ok(node)
             }
-            DriverOptions::Raw { file } => {
-                let (node, file) = self.open_over(name, common, file, Role::Filtered).await?;
-                *node.driver.borrow_mut() = Driver::Raw;
-                self.copy_from_child(&node, file);
-                Ok(node)
-            }
+            DriverOptions::Raw { file, window } => self.open_raw(name, common, file, *window).await,
             DriverOptions::Qcow2 { file, backing, options } => {
                 Box::pin(self.open_qcow2(name, common, file, backing, options)).await
             }
@@ -190,27 +227,53 @@ impl Block {
                 self.copy_from_child(&node, file);
                 Ok(node)
             }
+            DriverOptions::Other { driver, .. } => Err(format!(
+                "not modelled: driver '{driver}'; there are file, null-co, raw, qcow2, blkdebug, copy-before-write and \
+                 snapshot-access"
+            )),
         }
     }
 
+    /// Refuses options that contradict each other, then the name, and makes the node
+    /// (`bdrv_open_common`).
+    fn checked_node(&self, name: Option<&str>, options: NodeOptions) -> Opened {
+        options.check()?;
+        self.new_node(name, options)
+    }
+
+    async fn open_raw(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        options: NodeOptions,
+        file: &ChildRef,
+        window: Window,
+    ) -> Opened {
+        let driver = Driver::Raw(Rc::new(RawDriver::new(window)));
+        let (node, file) = self.open_over_as(name, options, file, Role::Filtered, driver).await?;
+        let real = self.node(file).length.get();
+        if let Err(reason) = window.check(real) {
+            self.unref(node.id).await;
+            return Err(reason);
+        }
+        node.length.set(window.length(real));
+        Ok(node)
+    }
+
     fn open_file(&self, name: Option<&str>, options: NodeOptions, filename: &str) -> Opened {
-        let node = self.new_node(name, options)?;
+        let node = self.checked_node(name, options)?;
         let store = self.host.open(filename).map_err(|error| {
             self.remove_node(node.id);
             format!("Could not open '{filename}': {error}")
         })?;
         node.length.set(store.len().next_multiple_of(512));
-        *node.filename.borrow_mut() = filename.into();
         let process = self.process;
         *node.driver.borrow_mut() = Driver::File(Rc::new(FileDriver { filename: filename.into(), store, process }));
         Ok(node)
     }
 
-    /// A filter or format has the length and the file name of the node below.
+    /// A filter has the length of the node below.
     fn copy_from_child(&self, node: &Node, child: NodeId) {
-        let child = self.node(child);
-        node.length.set(child.length.get());
-        *node.filename.borrow_mut() = child.filename.borrow().clone();
+        node.length.set(self.node(child).length.get());
     }
 
     /// Opens or finds a child and takes a reference on it for the caller.
@@ -233,10 +296,24 @@ impl Block {
         file: &ChildRef,
         role: Role,
     ) -> Result<(Rc<Node>, NodeId), String> {
+        self.open_over_as(name, options, file, role, Driver::None).await
+    }
+
+    /// The same for a driver whose state decides about permissions.
+    async fn open_over_as(
+        self: &Rc<Self>,
+        name: Option<&str>,
+        options: NodeOptions,
+        file: &ChildRef,
+        role: Role,
+        driver: Driver,
+    ) -> Result<(Rc<Node>, NodeId), String> {
         let child = self.open_child(file, Inherit::Child(&options)).await?;
         // The probe of the format holds the file for a moment.
         self.graph_write_section().await;
-        let attached = self.new_node(name, options).and_then(|node| {
+        let attached = self.checked_node(name, options).and_then(|node| {
+            *node.driver.borrow_mut() = driver;
+            inherit_from(file, &child, &node);
             let attached = self.attach(Parent::Node(node.id), "file", role, child.id, None);
             attached.map(|_| node.clone()).inspect_err(|_| self.remove_node(node.id))
         });
@@ -256,7 +333,6 @@ impl Block {
         qcow2_options: &Qcow2Options,
     ) -> Opened {
         let (node, file) = self.open_over(name, options, file, Role::Storage).await?;
-        *node.filename.borrow_mut() = self.node(file).filename.borrow().clone();
         let flags = {
             let options = node.options.borrow();
             OpenFlags { read_only: options.read_only, check: options.check, no_io: options.no_io }
@@ -274,6 +350,7 @@ impl Block {
             }
         };
         *node.driver.borrow_mut() = Driver::Qcow2(qcow2.clone());
+        *node.automatic_backing.borrow_mut() = qcow2.backing_name();
         if let Err(reason) = self.open_backing(&node, &qcow2, backing).await {
             self.unref(node.id).await;
             return Err(reason);
@@ -304,10 +381,11 @@ impl Block {
         };
         let inherited = node.options.borrow().clone();
         let opened = self.open_child(child, Inherit::Backing(&inherited)).await;
-        let opened = opened.map_err(|reason| match backing {
-            BackingRef::Given(ChildRef::Name(_)) => reason,
-            _ => format!("Could not open backing file: {reason}"),
-        })?;
+        let opened = opened.map_err(|reason| format!("Could not open backing file: {reason}"))?;
+        inherit_from(child, &opened, node);
+        if matches!(backing, BackingRef::FromImage) {
+            *node.automatic_backing.borrow_mut() = Some(self.filename(opened.id));
+        }
         let attached = self.attach(Parent::Node(node.id), "backing", Role::Cow, opened.id, None);
         self.graph_write_section().await;
         qcow2.set_backing_node(attached.is_ok().then_some(opened.id));
@@ -317,9 +395,8 @@ impl Block {
 
     /// A backing file's name is relative to its overlay's directory.
     pub fn relative_to(&self, overlay: &Node, name: &str) -> String {
-        let overlay = overlay.filename.borrow();
-        match overlay.rsplit_once('/') {
-            Some((directory, _)) if !name.contains('/') && !name.contains(':') => format!("{directory}/{name}"),
+        match self.directory(overlay.id) {
+            Some(directory) if !name.contains('/') && !name.contains(':') => format!("{directory}{name}"),
             _ => name.to_owned(),
         }
     }
@@ -330,6 +407,7 @@ impl Block {
             node_name: None,
             common: CommonOptions::default(),
             driver: DriverOptions::File { filename: filename.to_owned() },
+            own: Map::from_iter([("filename".to_owned(), filename.into())]),
         }));
         let format = match format {
             Some(format) => format,
@@ -338,10 +416,10 @@ impl Block {
         };
         let driver = match format {
             "qcow2" => DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() },
-            "raw" => DriverOptions::Raw { file },
+            "raw" => DriverOptions::Raw { file, window: Window::default() },
             other => return Err(format!("Unknown driver '{other}'")),
         };
-        Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver })
+        Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver, own: Map::new() })
     }
 
     /// Whether a file begins like a qcow2 image.
@@ -356,7 +434,7 @@ impl Block {
         options: NodeOptions,
         spec: &BlkdebugOptions,
     ) -> Opened {
-        let node = self.new_node(name, options.clone())?;
+        let node = self.checked_node(name, options.clone())?;
         let image = match self.open_child(&spec.image, Inherit::Child(&options)).await {
             Ok(image) => image,
             Err(reason) => {
@@ -366,6 +444,7 @@ impl Block {
         };
         let blkdebug = Rc::new(make_blkdebug(spec));
         *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
+        inherit_from(&spec.image, &image, &node);
         let attached = self.attach(Parent::Node(node.id), "image", Role::Filtered, image.id, None);
         self.graph_write_section().await;
         self.unref(image.id).await;
@@ -375,8 +454,6 @@ impl Block {
             return Err(reason);
         }
         self.copy_from_child(&node, image.id);
-        let filename = format!("json:{{\"driver\": \"blkdebug\", \"image\": \"{}\"}}", image.filename.borrow());
-        *node.filename.borrow_mut() = filename.into();
         let (block, name) = (self.clone(), node.name.clone());
         let event = super::blkdebug_event::BlkdebugEvent::None;
         self.sim.run_coroutine("blkdebug open", async move { blkdebug.event(&block, &name, event).await }).await;
@@ -390,7 +467,9 @@ impl Block {
         };
         let (node, source) = self.open_over(name, options.clone(), file, Role::Filtered).await?;
         let opened = async {
-            let target = self.open_child(target, Inherit::Child(&options)).await?;
+            let spec = target;
+            let target = self.open_child(spec, Inherit::Child(&options)).await?;
+            inherit_from(spec, &target, &node);
             let attached = self.attach(Parent::Node(node.id), "target", Role::CbwTarget, target.id, None);
             self.unref(target.id).await;
             attached?;
@@ -455,15 +534,45 @@ fn check_constraints(spec: &BlkdebugOptions) -> Result<(), String> {
     multiple("max-discard", spec.max_discard, align.max(spec.opt_discard.unwrap_or(0)))
 }
 
-/// Fills in what is inherited or has a default, and refuses contradictions.
-fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> Result<NodeOptions, String> {
+/// The largest length of a node, bytes (`BDRV_MAX_LENGTH`).
+const MAX_LENGTH: u64 = (1 << 63) - (1 << 30);
+
+/// A child that was opened inline takes its parent's options over.
+fn inherit_from(given: &ChildRef, child: &Node, parent: &Node) {
+    if matches!(given, ChildRef::Inline(_)) {
+        child.inherits_from.set(Some(parent.id));
+    }
+}
+
+impl NodeOptions {
+    /// Refuses contradictions.
+    fn check(&self) -> Result<(), String> {
+        if self.force_share && !self.read_only {
+            return Err("force-share=on can only be used with read-only images".to_owned());
+        }
+        self.check_detect_zeroes()
+    }
+
+    /// Refuses to unmap what may not be unmapped.
+    pub(super) fn check_detect_zeroes(&self) -> Result<(), String> {
+        if self.detect_zeroes == DetectZeroes::Unmap && !self.discard_unmap {
+            return Err(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap".to_owned()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Fills in what is inherited or has a default.
+pub(super) fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> NodeOptions {
     let from = match inherit {
         Inherit::Nothing => None,
         Inherit::Child(parent) | Inherit::Backing(parent) => Some(parent),
     };
     let backing = matches!(inherit, Inherit::Backing(_));
     let inherited = |own: Option<bool>, parent: fn(&NodeOptions) -> bool| own.unwrap_or(from.is_some_and(parent));
-    let options = NodeOptions {
+    NodeOptions {
         read_only: if backing {
             common.read_only.unwrap_or(true)
         } else {
@@ -477,12 +586,5 @@ fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> Result<NodeOptions, 
         force_share: inherited(common.force_share, |p| p.force_share),
         check: common.check,
         no_io: common.no_io,
-    };
-    if options.detect_zeroes == DetectZeroes::Unmap && !options.discard_unmap {
-        return Err("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap".into());
     }
-    if options.force_share && !options.read_only {
-        return Err("force-share=on can only be used with read-only images".to_owned());
-    }
-    Ok(options)
 }

@@ -52,7 +52,10 @@ impl Block {
         self.check_parents(&node)?;
         let (perm, shared) = cumulative(&node);
         if perm.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) && node.is_read_only() {
-            return Err("Block node is read-only".to_owned());
+            return Err(match node.was_writable.get() {
+                true => format!("Read-only block node '{}' cannot support read-write users", node.name),
+                false => "Block node is read-only".to_owned(),
+            });
         }
         if let Driver::File(file) = &*node.driver.borrow() {
             file.try_lock(&self.locks, id, perm, shared, node.options.borrow().force_share)?;
@@ -138,6 +141,7 @@ impl Block {
                     }
                     (taken, shared.without(Perm::WRITE | Perm::RESIZE))
                 }
+                Driver::Raw(raw) if raw.is_window() => (perm | Perm::CONSISTENT_READ, through.1.without(Perm::RESIZE)),
                 Driver::Blkdebug(blkdebug) => (through.0 | blkdebug.take, through.1.without(blkdebug.unshare)),
                 _ => through,
             },

@@ -111,13 +111,14 @@ impl Block {
                 file: Some(node.id),
             }),
             Driver::Null(null) => Ok(null.status(node.id, offset, bytes)),
-            Driver::Raw | Driver::CopyBeforeWrite(_) => Ok(pass(child_of(node, "file")?)),
+            Driver::Raw(raw) => Ok(BlockStatus { map: offset + raw.offset(), ..pass(child_of(node, "file")?) }),
+            Driver::CopyBeforeWrite(_) => Ok(pass(child_of(node, "file")?)),
             Driver::Qcow2(qcow2) => qcow2.block_status(self, offset, bytes).await,
             Driver::Blkdebug(blkdebug) => {
                 blkdebug.check(self, IoType::BlockStatus, Some((offset, bytes))).await?;
                 Ok(pass(child_of(node, "image")?))
             }
-            Driver::SnapshotAccess => self.snapshot_status(child_of(node, "file")?, want_zero, offset, bytes).await,
+            Driver::SnapshotAccess => self.snapshot_status(child_of(node, "file")?, offset, bytes).await,
         }
     }
 

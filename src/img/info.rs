@@ -104,7 +104,7 @@ fn of_node(process: &Process, node: &Rc<Node>) -> NodeInfo {
     let children = node.children.borrow();
     let children = children.iter().map(|edge| (edge.name, of_node(process, &process.block.node(edge.child.get()))));
     NodeInfo {
-        filename: node.filename.borrow().to_string(),
+        filename: process.block.filename(node.id),
         format: node.driver_name().unwrap_or(""),
         virtual_size: length(node),
         actual_size: process.block.allocated_size(node.id),

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::qmp::bucket;
+use crate::block::qdict::bucket;
 
 /// A value over several lines, without a newline at the end.
 pub(super) fn pretty(value: &Value) -> String {

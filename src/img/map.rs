@@ -113,7 +113,7 @@ async fn status(block: &std::rc::Rc<Block>, layers: &[NodeId], at: u64, bytes: u
             entry.compressed = found.flags.contains(StatusFlags::COMPRESSED);
             if found.flags.contains(StatusFlags::OFFSET_VALID) {
                 entry.offset = Some(found.map);
-                entry.file = found.file.map(|file| block.node(file).filename.borrow().to_string());
+                entry.file = found.file.map(|file| block.filename(file));
             }
             break;
         }

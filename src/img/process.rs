@@ -175,7 +175,7 @@ impl Process {
 
 /// The file below a format has the format's sharing; the block layer passes the rest on.
 fn settle_file(options: &mut OpenOptions, how: How) {
-    if let DriverOptions::Raw { file } | DriverOptions::Qcow2 { file, .. } = &mut options.driver
+    if let DriverOptions::Raw { file, .. } | DriverOptions::Qcow2 { file, .. } = &mut options.driver
         && let ChildRef::Inline(file) = file
     {
         file.common.no_io = how.no_io;

@@ -110,7 +110,7 @@ pub async fn create_image(
         return Ok(());
     }
     let spec = block.options_for(filename, Some("raw"))?;
-    let DriverOptions::Raw { file: ChildRef::Inline(file) } = spec.driver else { return Ok(()) };
+    let DriverOptions::Raw { file: ChildRef::Inline(file), .. } = spec.driver else { return Ok(()) };
     let node = open_in_main_loop(block, *file).await?;
     let result = Qcow2::create(block, node, options).await;
     close_in_main_loop(block, node).await;

@@ -16,7 +16,7 @@ type Read<T> = Result<T, QmpError>;
 pub struct Args<'a> {
     map: &'a Map<String, Value>,
     prefix: String,
-    visited: RefCell<Vec<&'static str>>,
+    visited: RefCell<Vec<&'a str>>,
 }
 
 impl<'a> Args<'a> {
@@ -40,6 +40,16 @@ impl<'a> Args<'a> {
     fn visit(&self, name: &'static str) -> Option<&'a Value> {
         self.visited.borrow_mut().push(name);
         self.map.get(name)
+    }
+
+    /// All members.
+    pub fn members(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
+    /// Takes every member for known.
+    pub fn accept_all(&self) {
+        self.visited.borrow_mut().extend(self.map.keys().map(String::as_str));
     }
 
     /// Whether a member is there at all.
@@ -186,7 +196,7 @@ impl<'a> Args<'a> {
     pub fn finish(&self) -> Read<()> {
         let visited = self.visited.borrow();
         let mut unknown: Vec<&String> = self.map.keys().filter(|key| !visited.contains(&key.as_str())).collect();
-        unknown.sort_by_key(|key| std::cmp::Reverse(super::wire::bucket(key)));
+        unknown.sort_by_key(|key| std::cmp::Reverse(crate::block::qdict::bucket(key)));
         match unknown.last() {
             Some(key) => Err(self.unexpected(key)),
             None => Ok(()),

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::block::{Backend, Driver, Node, Perm};
 
 use super::machine::Machine;
-use super::qemu_io::{ParseError, parse, run_as_guest};
+use super::qemu_io::{parse, run_as_guest};
 
 impl Machine {
     /// The backend of the guest disk at `node`, made when it is first used.
@@ -41,11 +41,11 @@ impl Machine {
 
     /// A guest's request in qemu-io's words; returns what the monitor would say.
     pub async fn guest_command(self: &Rc<Self>, node: &str, line: &str) -> String {
-        let command = match parse(line) {
+        let command = match parse(line, self.block.quirks.since_9) {
             Ok(command) => command,
-            Err(ParseError::Out(text) | ParseError::Err(text)) => {
-                self.block.print(&text);
-                return String::new();
+            Err(refused) => {
+                self.block.print(&(refused.err + &refused.out));
+                return refused.said;
             }
         };
         match self.guest(node).await {

@@ -12,10 +12,8 @@ mod events;
 mod guest;
 mod machine;
 pub mod qemu_io;
-mod wire;
 
 pub use dispatch::COMMANDS;
 pub use error::{ErrorClass, QmpError, QmpResult};
 pub use events::QmpEvent;
 pub use machine::{Machine, MachineConfig};
-pub use wire::bucket;

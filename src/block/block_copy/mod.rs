@@ -265,7 +265,7 @@ fn choose_cluster_size(block: &Rc<Block>, target: NodeId, min_cluster_size: u64)
     let has_backing = node.backing().is_some();
     match &*node.driver.borrow() {
         Driver::Qcow2(qcow2) => return Ok(floor.max(qcow2.cluster_size())),
-        Driver::File(_) | Driver::Raw => return Ok(floor),
+        Driver::File(_) | Driver::Raw(_) => return Ok(floor),
         _ => {}
     }
     if !has_backing {

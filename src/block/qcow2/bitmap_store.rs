@@ -291,7 +291,7 @@ impl Qcow2 {
         let mut changed = false;
         for entry in &mut stored {
             let list = node.bitmaps.borrow();
-            let (name, file) = (&entry.name, node.filename.borrow().clone());
+            let (name, file) = (&entry.name, block.filename(node.id));
             let id = list.find(name);
             let Some((id, bitmap)) = id.and_then(|id| list.get(id).map(|bitmap| (id, bitmap))) else {
                 return Err(format!("Unexpected bitmap '{name}' in image '{file}'"));

@@ -105,7 +105,7 @@ impl Qcow2 {
             signaled_corruption: Cell::new(false),
             ejected: Cell::new(false),
             extras: RefCell::new(found.extras),
-            prefixed: block.node(file).filename.borrow().contains(TEST_PREFIX),
+            prefixed: block.filename(file).contains(TEST_PREFIX),
             preallocated: Cell::new(None),
             header: RefCell::new(header),
         });

@@ -233,7 +233,7 @@ impl Machine {
         let block: &Rc<Block> = &self.block;
         let backing = backing.map(|node| {
             let format = node.driver_name().unwrap_or("raw").to_owned();
-            (node.filename.borrow().to_string(), format)
+            (block.filename(node.id), format)
         });
         if !matches!(format, "qcow2" | "raw") {
             return Err(format!("Unknown file format '{format}'").into());
@@ -248,13 +248,15 @@ impl Machine {
 }
 
 /// What creating an image says on QEMU's standard output (`bdrv_img_create`).
-fn formatting_line(filename: &str, format: &str, size: u64, backing: Option<&(String, String)>) -> String {
+pub(super) fn formatting_line(filename: &str, format: &str, size: u64, backing: Option<&(String, String)>) -> String {
     let mut line = format!("Formatting '{filename}', fmt={format}");
     if format == "qcow2" {
         line.push_str(" cluster_size=65536 extended_l2=off compression_type=zlib");
     }
     line.push_str(&format!(" size={size}"));
     if let Some((file, format)) = backing {
+        // As in an option's value, a comma is written twice.
+        let file = file.replace(',', ",,");
         line.push_str(&format!(" backing_file={file} backing_fmt={format}"));
     }
     if format == "qcow2" {

@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use crate::block::qcow2::Qcow2Options;
+use crate::block::qdict::flatten;
 use crate::block::{
-    BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, Perm, SetState,
+    BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, Perm, SetState, Window,
 };
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
@@ -56,6 +57,22 @@ const OTHER_DRIVERS: &[&str] = &[
     "vvfat",
 ];
 
+/// Members that are no option of the driver itself: common ones and children.
+const IN_COMMON: [&str; 12] = [
+    "node-name",
+    "driver",
+    "read-only",
+    "auto-read-only",
+    "discard",
+    "detect-zeroes",
+    "cache",
+    "active",
+    "file",
+    "backing",
+    "image",
+    "target",
+];
+
 impl Machine {
     /// blockdev-add (`qmp_blockdev_add`).
     pub(in crate::qmp) async fn blockdev_add(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
@@ -92,21 +109,40 @@ impl Machine {
         common.detect_zeroes = args.opt_enum("detect-zeroes", &detect)?.unwrap_or_default();
         let driver = self.parse_driver(args, &driver)?;
         args.finish()?;
-        Ok(OpenOptions { node_name, common, driver })
+        let mut own = Map::new();
+        for (name, value) in args.members().iter().filter(|(name, _)| !IN_COMMON.contains(&name.as_str())) {
+            flatten(name, value, &mut own);
+        }
+        Ok(OpenOptions { node_name, common, driver, own })
     }
 
     fn parse_driver(&self, args: &Args<'_>, driver: &str) -> Result<DriverOptions, QmpError> {
         Ok(match driver {
             "file" => {
                 let filename = args.str("filename")?.to_owned();
-                for ignored in ["pr-manager", "locking", "aio"] {
-                    args.opt_str(ignored)?;
+                let manager = args.opt_str("pr-manager")?;
+                args.opt_enum("locking", &[("auto", ()), ("on", ()), ("off", ())])?;
+                let aio = args.opt_enum("aio", &[("threads", false), ("native", true), ("io_uring", false)])?;
+                if let Some(id) = manager {
+                    return Err(format!("No persistent reservation manager with id '{id}'").into());
+                }
+                let direct = args.members().get("cache").and_then(|cache| cache["direct"].as_bool());
+                if aio == Some(true) && direct != Some(true) {
+                    return Err(
+                        "aio=native was specified, but it requires cache.direct=on, which was not specified.".into()
+                    );
+                }
+                if filename.is_empty() {
+                    return Err("The 'file' block driver requires a file name".into());
                 }
                 DriverOptions::File { filename }
             }
             "null-co" => {
                 let given_size = args.opt_int("size")?;
                 let latency = args.opt_size("latency-ns")?.unwrap_or(0);
+                if i64::try_from(latency).is_err() {
+                    return Err("latency-ns is invalid".into());
+                }
                 let given_read_zeroes = args.opt_bool("read-zeroes")?;
                 DriverOptions::Null(NullDriver {
                     size: given_size.map_or(1 << 30, i64::unsigned_abs),
@@ -118,25 +154,22 @@ impl Machine {
             }
             "raw" => {
                 let file = self.parse_child(args, "file")?;
-                for unmodelled in ["offset", "size"] {
-                    if args.has(unmodelled) {
-                        return Err(format!("not modelled: option '{unmodelled}' of driver 'raw'").into());
-                    }
-                }
-                DriverOptions::Raw { file }
+                let unsigned = |value: Option<i64>| value.map(|value| value as u64);
+                let (offset, size) = (unsigned(args.opt_int("offset")?), unsigned(args.opt_int("size")?));
+                DriverOptions::Raw { file, window: Window { offset, size } }
             }
             "qcow2" => self.parse_qcow2(args)?,
             "blkdebug" => DriverOptions::Blkdebug(Box::new(self.parse_blkdebug(args)?)),
             "copy-before-write" => self.parse_cbw(args)?,
             "snapshot-access" => DriverOptions::SnapshotAccess { file: self.parse_child(args, "file")? },
-            other if OTHER_DRIVERS.contains(&other) => {
-                return Err(format!(
-                    "not modelled: driver '{other}'; there are file, null-co, raw, qcow2, blkdebug, \
-                     copy-before-write and snapshot-access"
-                )
-                .into());
+            other => {
+                let Some(driver) = OTHER_DRIVERS.iter().find(|known| **known == other) else {
+                    return Err(args.bad_value("driver", other));
+                };
+                args.accept_all();
+                let file = if args.has("file") { Some(self.parse_child(args, "file")?) } else { None };
+                DriverOptions::Other { driver, file }
             }
-            other => return Err(args.bad_value("driver", other)),
         })
     }
 
@@ -145,7 +178,10 @@ impl Machine {
         match args.any(name) {
             Some(Value::String(reference)) => Ok(ChildRef::Name(reference.clone())),
             Some(Value::Object(_)) => Ok(ChildRef::Inline(Box::new(self.parse_node(&args.object(name)?)?))),
-            Some(_) => Err(format!("Invalid parameter type for '{name}', expected: BlockdevRef").into()),
+            Some(_) => {
+                let or_null = if name == "backing" { "OrNull" } else { "" };
+                Err(format!("Invalid parameter type for '{name}', expected: BlockdevRef{or_null}").into())
+            }
             None => args.object(name).map(|_| ChildRef::Name(String::new())),
         }
     }
@@ -155,6 +191,13 @@ impl Machine {
         let backing = match args.any("backing") {
             None => BackingRef::FromImage,
             Some(Value::Null) => BackingRef::None,
+            Some(Value::String(name)) if name.is_empty() => {
+                let program = self.block.program;
+                self.block.report_stderr(format!(
+                    "{program}: warning: Use of \"backing\": \"\" is deprecated; use \"backing\": null instead"
+                ));
+                BackingRef::None
+            }
             Some(_) => BackingRef::Given(self.parse_child(args, "backing")?),
         };
         let options = Qcow2Options { lazy_refcounts: args.opt_bool("lazy-refcounts")?, ..Qcow2Options::default() };

@@ -48,13 +48,13 @@ impl Machine {
             DetectZeroes::Unmap => "unmap",
         };
         let mut info = json!({
-            "file": &**node.filename.borrow(),
+            "file": self.block.filename(node.id),
             "node-name": &*node.name,
             "ro": options.read_only,
             "drv": node.driver_name().unwrap_or(""),
             "encrypted": false,
             "detect_zeroes": detect,
-            "backing_file_depth": self.backing_depth(node),
+            "backing_file_depth": if flat { 0 } else { self.depth_below(node) },
             "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
             "write_threshold": 0,
             "cache": {"writeback": true, "direct": options.direct, "no-flush": options.no_flush},
@@ -63,10 +63,8 @@ impl Machine {
         if self.block.quirks.since_9 {
             info["active"] = true.into();
         }
-        if let Some(qcow2) = node.qcow2()
-            && let Some(backing) = qcow2.backing_name()
-        {
-            info["backing_file"] = self.block.relative_to(node, &backing).into();
+        if let Some(backing) = node.backing() {
+            info["backing_file"] = self.block.filename(backing).into();
         }
         let bitmaps = bitmaps_info(node);
         if !bitmaps.is_empty() {
@@ -80,25 +78,31 @@ impl Machine {
         let below = self.block.node(self.block.skip_filters(node.id));
         match &*below.driver.borrow() {
             Driver::File(_) | Driver::Qcow2(_) => true,
-            Driver::Raw => below.primary_child().is_some_and(|child| self.tells_info(&self.block.node(child))),
+            Driver::Raw(_) => below.primary_child().is_some_and(|child| self.tells_info(&self.block.node(child))),
             _ => false,
         }
     }
 
-    fn backing_depth(&self, node: &Node) -> u64 {
-        let mut depth = 0;
-        let mut layer = self.block.backing_chain_next(node.id);
-        while let Some(id) = layer {
-            depth += 1;
-            layer = self.block.backing_chain_next(id);
+    /// The cluster size that `bdrv_get_info` tells, bytes.
+    fn cluster_size(&self, node: &Node) -> Option<u64> {
+        let below = self.block.node(self.block.skip_filters(node.id));
+        match &*below.driver.borrow() {
+            Driver::Qcow2(qcow2) => Some(qcow2.cluster_size()),
+            Driver::Raw(_) => below.primary_child().and_then(|child| self.cluster_size(&self.block.node(child))),
+            _ => None,
         }
-        depth
+    }
+
+    /// How many nodes lie below through filters and backing files.
+    fn depth_below(&self, node: &Node) -> u64 {
+        let below = node.filtered_child().or_else(|| node.backing());
+        below.map_or(0, |id| 1 + self.depth_below(&self.block.node(id)))
     }
 
     /// `ImageInfo`, as far as a node tells it.
     fn image_info(&self, node: &Node, flat: bool) -> Value {
         let mut image = json!({
-            "filename": &**node.filename.borrow(),
+            "filename": self.block.filename(node.id),
             "format": node.driver_name().unwrap_or(""),
             "virtual-size": node.length.get(),
         });
@@ -109,17 +113,23 @@ impl Machine {
             image["dirty-flag"] = false.into();
         }
         if let Some(qcow2) = node.qcow2() {
-            image["cluster-size"] = qcow2.cluster_size().into();
             image["format-specific"] = json!({"type": "qcow2", "data": specific_info(&qcow2.info())});
-            if let Some(backing) = qcow2.backing_name() {
-                image["backing-filename"] = backing.clone().into();
-                image["full-backing-filename"] = self.block.relative_to(node, &backing).into();
+            if let Some(name) = qcow2.backing_name() {
+                image["full-backing-filename"] = self.block.relative_to(node, &name).into();
+                image["backing-filename"] = name.into();
                 if let Some(format) = qcow2.backing_format() {
                     image["backing-filename-format"] = format.into();
                 }
             }
         }
-        let backing = node.backing().filter(|_| !flat).map(|id| self.block.node(id));
+        if let Some(bytes) = self.cluster_size(node) {
+            image["cluster-size"] = bytes.into();
+        }
+        if self.block.quirks.file_is_specific && matches!(&*node.driver.borrow(), Driver::File(_)) {
+            image["format-specific"] = json!({"type": "file", "data": {}});
+        }
+        let backing = node.filtered_child().or_else(|| node.backing());
+        let backing = backing.filter(|_| !flat).map(|id| self.block.node(id));
         if let Some(backing) = backing {
             image["backing-image"] = self.image_info(&backing, false);
         }

@@ -16,6 +16,7 @@ use crate::qmp::machine::Machine;
 
 use super::backup::{BackupAction, BackupArgs};
 use super::bitmaps::{BitmapAdd, BitmapMerge, BitmapName, Found};
+use super::snapshot::{SnapshotAction, SnapshotArgs};
 
 /// An action as asked for.
 enum Action {
@@ -27,6 +28,7 @@ enum Action {
     Disable(BitmapName),
     Merge(BitmapMerge),
     Backup(Box<BackupArgs>),
+    Snapshot(SnapshotArgs),
 }
 
 /// What a prepared action needs for the rest of its life.
@@ -39,6 +41,7 @@ enum Prepared {
     /// Whether the bitmap was enabled before.
     Switched(Found, bool),
     Backup(BackupAction),
+    Snapshot(SnapshotAction),
 }
 
 const TYPES: &[&str] = &[
@@ -51,10 +54,12 @@ const TYPES: &[&str] = &[
     "block-dirty-bitmap-merge",
     "blockdev-backup",
     "drive-backup",
+    "blockdev-snapshot",
+    "blockdev-snapshot-sync",
 ];
 
 /// Types that QEMU has and this machine has not.
-const OTHER_TYPES: &[&str] = &["blockdev-snapshot", "blockdev-snapshot-sync", "blockdev-snapshot-internal-sync"];
+const OTHER_TYPES: &[&str] = &["blockdev-snapshot-internal-sync"];
 
 impl Machine {
     /// transaction (`qmp_transaction`).
@@ -93,6 +98,17 @@ impl Machine {
         Ok(json!({}))
     }
 
+    /// A plain snapshot command: likewise.
+    pub(in crate::qmp) async fn single_snapshot(
+        self: &Rc<Self>,
+        arguments: &Map<String, Value>,
+        makes_image: bool,
+    ) -> QmpResult {
+        let args = SnapshotArgs::parse(&Args::new(arguments), makes_image)?;
+        self.run_actions(&[(Action::Snapshot(args), "")], false).await?;
+        Ok(json!({}))
+    }
+
     fn parse_action(&self, action: &Args<'_>) -> Result<(Action, &'static str), QmpError> {
         let word = action.str("type")?;
         let Some(kind) = TYPES.iter().find(|kind| **kind == word) else {
@@ -113,6 +129,8 @@ impl Machine {
             "block-dirty-bitmap-enable" => Action::Enable(BitmapName::parse(&data)?),
             "block-dirty-bitmap-disable" => Action::Disable(BitmapName::parse(&data)?),
             "block-dirty-bitmap-merge" => Action::Merge(BitmapMerge::parse(&data)?),
+            "blockdev-snapshot" => Action::Snapshot(SnapshotArgs::parse(&data, false)?),
+            "blockdev-snapshot-sync" => Action::Snapshot(SnapshotArgs::parse(&data, true)?),
             other => {
                 let args = BackupArgs::parse(&data, other == "drive-backup", self.block.quirks.since_9)?;
                 Action::Backup(Box::new(args))
@@ -152,7 +170,7 @@ impl Machine {
         match &failure {
             None => {
                 for state in in_order(&prepared, reverse) {
-                    self.commit(state);
+                    self.commit(state).await;
                 }
             }
             Some(_) => {
@@ -162,14 +180,16 @@ impl Machine {
             }
         }
         for state in in_order(&prepared, reverse) {
-            if let Prepared::Backup(backup) = state {
-                self.backup_clean(backup);
+            match state {
+                Prepared::Backup(backup) => self.backup_clean(backup),
+                Prepared::Snapshot(snapshot) => self.snapshot_clean(snapshot).await,
+                _ => {}
             }
         }
         failure.map_or(Ok(()), Err)
     }
 
-    async fn prepare(&self, action: &Action, txn: Option<Rc<JobTxn>>) -> (Prepared, Result<(), QmpError>) {
+    async fn prepare(self: &Rc<Self>, action: &Action, txn: Option<Rc<JobTxn>>) -> (Prepared, Result<(), QmpError>) {
         let done = match action {
             Action::Abort => Err("Transaction aborted using Abort action".into()),
             Action::Add(add) => self.bitmap_add(add).await.map(Prepared::Added),
@@ -188,6 +208,10 @@ impl Machine {
                 let (backup, result) = self.backup_prepare(args, txn).await;
                 return (backup.map_or(Prepared::Nothing, Prepared::Backup), result);
             }
+            Action::Snapshot(args) => {
+                let (snapshot, result) = self.snapshot_prepare(args).await;
+                return (snapshot.map_or(Prepared::Nothing, Prepared::Snapshot), result);
+            }
         };
         match done {
             Ok(prepared) => (prepared, Ok(())),
@@ -195,10 +219,11 @@ impl Machine {
         }
     }
 
-    fn commit(&self, state: &Prepared) {
+    async fn commit(&self, state: &Prepared) {
         match state {
             Prepared::Removed(found) => self.bitmap_release(found),
             Prepared::Backup(backup) => self.backup_commit(backup),
+            Prepared::Snapshot(snapshot) => self.snapshot_commit(snapshot).await,
             Prepared::Nothing | Prepared::Added(_) | Prepared::Changed(..) | Prepared::Switched(..) => {}
         }
     }
@@ -213,6 +238,7 @@ impl Machine {
             Prepared::Changed(found, old) => self.edit(found, |bitmap| bitmap.restore(old.clone())),
             Prepared::Switched(found, was_enabled) => self.edit(found, |bitmap| bitmap.disabled = !was_enabled),
             Prepared::Backup(backup) => self.backup_abort(backup).await,
+            Prepared::Snapshot(snapshot) => self.snapshot_abort(snapshot).await,
             Prepared::Nothing => {}
         }
     }

@@ -8,12 +8,12 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use crate::block::Perm;
+use crate::block::{Block, Perm};
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
 use crate::qmp::machine::Machine;
 
-use super::parse::{IoCommand, ParseError, parse};
+use super::parse::{IoCommand, parse};
 use super::run::Session;
 
 impl Machine {
@@ -70,19 +70,16 @@ impl Machine {
     }
 
     async fn qemu_io_on(self: &Rc<Self>, backend: &Rc<crate::block::Backend>, line: &str) -> String {
-        let command = match parse(line) {
+        let command = match parse(line, self.block.quirks.since_9) {
             Ok(command) => command,
-            Err(ParseError::Out(text)) => {
-                self.block.print(&text);
-                return String::new();
-            }
-            Err(ParseError::Err(text)) => {
-                self.block.stderr.borrow_mut().push_str(&text);
-                return String::new();
+            Err(refused) => {
+                self.block.print(&refused.out);
+                self.block.stderr.borrow_mut().push_str(&refused.err);
+                return refused.said;
             }
         };
         if let Err(reason) = self.block.backend_require(backend, command.permissions()) {
-            return format!("{reason}\r\n");
+            return said(&self.block, &reason);
         }
         let session = Session {
             block: self.block.clone(),
@@ -96,6 +93,16 @@ impl Machine {
         }
         session.said.take().unwrap_or_default()
     }
+}
+
+/// An error as the monitor shows it, with the hint for a lock that another process may hold.
+fn said(block: &Block, reason: &str) -> String {
+    let hint = if reason.starts_with("Failed to get ") {
+        format!("Is another process using the image [{}]?\r\n", block.locks.last_refused())
+    } else {
+        String::new()
+    };
+    format!("{reason}\r\n{hint}")
 }
 
 fn string_expected() -> Value {

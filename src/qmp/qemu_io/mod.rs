@@ -1,14 +1,15 @@
 //! qemu-io, as the monitor's `human-monitor-command` runs it on a node.
 //!
-//! `parse.rs` reads command lines with qemu-io's options and errors, `run.rs` does the I/O and prints what
-//! qemu-io prints. QEMU's sources: `qemu-io-cmds.c` and `hmp_qemu_io` in `block/monitor/block-hmp-cmds.c`.
+//! `table.rs` has the commands, `parse.rs` reads command lines with qemu-io's options and errors, `run.rs` does the
+//! I/O and prints what qemu-io prints. QEMU's sources: `qemu-io-cmds.c` and `hmp_qemu_io` in `block/monitor/block-hmp-cmds.c`.
 
 mod hmp;
 mod numbers;
 mod parse;
 mod report;
 mod run;
+mod table;
 
 pub use numbers::parse_size;
-pub use parse::{IoCommand, ParseError, parse};
+pub use parse::{IoCommand, parse};
 pub use run::run_as_guest;

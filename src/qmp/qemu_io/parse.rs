@@ -1,9 +1,10 @@
 //! Command lines of qemu-io: options, numbers, and the errors about them.
 //!
-//! QEMU's source: `qemu-io-cmds.c`. The texts go to standard output, except usage and unknown commands, which
-//! go to standard error. Nothing is done here.
+//! QEMU's source: `qemu-io-cmds.c`. The texts go to standard output, except an unknown command, a wrong number of
+//! arguments and what getopt says, which go to standard error. Nothing is done here.
 
 use super::numbers::{NumberError, parse_size};
+use super::table::{COMMANDS, Spec};
 use crate::block::REQUEST_MAX_BYTES;
 
 /// A command that is well-formed.
@@ -95,93 +96,15 @@ pub struct Transfer {
 }
 
 /// Why a command line is refused, and where qemu-io says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ParseError {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParseError {
     /// On standard output.
-    Out(String),
+    pub out: String,
     /// On standard error.
-    Err(String),
+    pub err: String,
+    /// What the monitor says.
+    pub said: String,
 }
-
-struct Spec {
-    names: &'static [&'static str],
-    options: &'static str,
-    /// Options among them that take a value.
-    valued: &'static str,
-    min: usize,
-    max: Option<usize>,
-    usage: &'static str,
-}
-
-const COMMANDS: &[Spec] = &[
-    Spec {
-        names: &["read", "r"],
-        options: "abCpqv",
-        valued: "lPs",
-        min: 2,
-        max: None,
-        usage: "read [-abCqrv] [-P pattern [-s off] [-l len]] off len -- reads a number of bytes at a specified offset",
-    },
-    Spec {
-        names: &["readv"],
-        options: "Cqv",
-        valued: "P",
-        min: 2,
-        max: None,
-        usage: "readv [-Cqrv] [-P pattern] off len [len..] -- reads a number of bytes at a specified offset",
-    },
-    Spec {
-        names: &["aio_read"],
-        options: "Ciqv",
-        valued: "P",
-        min: 2,
-        max: None,
-        usage: "aio_read [-Ciqrv] [-P pattern] off len [len..] -- asynchronously reads a number of bytes",
-    },
-    Spec {
-        names: &["write", "w"],
-        options: "bcCfnpquz",
-        valued: "Ps",
-        min: 2,
-        max: None,
-        usage: "write [-bcCfnqruz] [-P pattern | -s source_file] off len -- writes a number of bytes at a specified offset",
-    },
-    Spec {
-        names: &["writev"],
-        options: "Cfq",
-        valued: "P",
-        min: 2,
-        max: None,
-        usage: "writev [-Cfqr] [-P pattern] off len [len..] -- writes a number of bytes at a specified offset",
-    },
-    Spec {
-        names: &["aio_write"],
-        options: "Cfiquz",
-        valued: "P",
-        min: 2,
-        max: None,
-        usage: "aio_write [-Cfiqruz] [-P pattern] off len [len..] -- asynchronously writes a number of bytes",
-    },
-    Spec {
-        names: &["discard", "d"],
-        options: "Cq",
-        valued: "",
-        min: 2,
-        max: None,
-        usage: "discard [-Cq] off len -- discards a number of bytes at a specified offset",
-    },
-    Spec { names: &["flush", "f"], options: "", valued: "", min: 0, max: Some(0), usage: "" },
-    Spec { names: &["aio_flush"], options: "", valued: "", min: 0, max: Some(0), usage: "" },
-    Spec { names: &["length", "l"], options: "", valued: "", min: 0, max: Some(0), usage: "" },
-    Spec { names: &["map"], options: "", valued: "", min: 0, max: Some(0), usage: "" },
-    Spec { names: &["alloc", "a"], options: "", valued: "", min: 1, max: Some(2), usage: "" },
-    Spec { names: &["truncate", "t"], options: "", valued: "m", min: 1, max: Some(3), usage: "" },
-    Spec { names: &["break"], options: "", valued: "", min: 2, max: Some(2), usage: "" },
-    Spec { names: &["wait_break"], options: "", valued: "", min: 1, max: Some(1), usage: "" },
-    Spec { names: &["resume"], options: "", valued: "", min: 1, max: Some(1), usage: "" },
-    Spec { names: &["remove_break"], options: "", valued: "", min: 1, max: Some(1), usage: "" },
-    Spec { names: &["sleep"], options: "", valued: "", min: 1, max: Some(1), usage: "" },
-];
 
 /// The words behind a command: options with their values, and the rest.
 struct Words<'a> {
@@ -199,20 +122,36 @@ impl Words<'_> {
     }
 }
 
-/// Reads a command line.
-pub fn parse(line: &str) -> Result<IoCommand, ParseError> {
+/// Reads a command line; `since_9` as in [`Quirks`](crate::quirks::Quirks).
+pub fn parse(line: &str, since_9: bool) -> Result<IoCommand, ParseError> {
     let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
     let Some((name, arguments)) = words.split_first() else { return Ok(IoCommand::Nothing) };
-    let Some(spec) = COMMANDS.iter().find(|spec| spec.names.contains(name)) else {
-        return Err(ParseError::Err(format!("command \"{name}\" not found\n")));
+    let known = COMMANDS.iter().filter(|spec| since_9 || !spec.since_9);
+    let Some(spec) = known.clone().find(|spec| spec.names.contains(name)) else {
+        return Err(err(format!("command \"{name}\" not found\n")));
     };
     let count = arguments.len();
     if count < spec.min || spec.max.is_some_and(|max| count > max) {
-        return Err(ParseError::Err(bad_count(name, count, spec)));
+        return Err(err(bad_count(name, count, spec)));
     }
-    let words = split_options(spec, arguments)?;
-    build(spec.names[0], &words, spec)
+    if spec.names[0] == "help" {
+        return Err(out(match arguments.first() {
+            None => known.map(|spec| spec.usage(since_9)).collect::<String>() + HELP_ENDS,
+            Some(one) if known.clone().any(|spec| spec.names.contains(one)) => {
+                "not modelled: the help of a single command\n".to_owned()
+            }
+            Some(other) => format!("command {other} not found\n"),
+        }));
+    }
+    if !spec.modelled {
+        return Err(out(format!("not modelled: qemu-io's command '{name}'\n")));
+    }
+    let words = split_options(spec, arguments, since_9)?;
+    build(spec.names[0], &words, spec, since_9)
 }
+
+/// The last line of a list of commands.
+const HELP_ENDS: &str = "\nUse 'help commandname' for extended help.\n";
 
 fn bad_count(name: &str, count: usize, spec: &Spec) -> String {
     let expected = match spec.max {
@@ -223,10 +162,19 @@ fn bad_count(name: &str, count: usize, spec: &Spec) -> String {
     format!("bad argument count {count} to {name}, expected {expected}\n")
 }
 
-fn split_options<'a>(spec: &Spec, arguments: &[&'a str]) -> Result<Words<'a>, ParseError> {
+fn split_options<'a>(spec: &Spec, arguments: &[&'a str], since_9: bool) -> Result<Words<'a>, ParseError> {
     let mut words = Words { options: Vec::new(), rest: Vec::new() };
+    let refused = |reason: String| ParseError {
+        out: spec.usage(since_9),
+        err: format!("{}: {reason}\n", spec.names[0]),
+        ..ParseError::default()
+    };
     let mut iter = arguments.iter();
     while let Some(word) = iter.next() {
+        if *word == "--" {
+            words.rest.extend(iter);
+            break;
+        }
         let Some(mut letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) else {
             words.rest.push(word);
             continue;
@@ -236,15 +184,13 @@ fn split_options<'a>(spec: &Spec, arguments: &[&'a str]) -> Result<Words<'a>, Pa
             if spec.valued.contains(letter) {
                 let value = if letters.is_empty() { iter.next().copied() } else { Some(letters) };
                 let Some(value) = value else {
-                    let reason = format!("{}: option requires an argument -- '{letter}'\n", spec.names[0]);
-                    return Err(ParseError::Err(reason + &usage(spec)));
+                    return Err(refused(format!("option requires an argument -- '{letter}'")));
                 };
                 words.options.push((letter, Some(value)));
                 break;
             }
-            if !spec.options.contains(letter) {
-                let reason = format!("{}: invalid option -- '{letter}'\n", spec.names[0]);
-                return Err(ParseError::Err(reason + &usage(spec)));
+            if !spec.options.contains(letter) || (letter == 'r' && !since_9) {
+                return Err(refused(format!("invalid option -- '{letter}'")));
             }
             words.options.push((letter, None));
         }
@@ -252,13 +198,9 @@ fn split_options<'a>(spec: &Spec, arguments: &[&'a str]) -> Result<Words<'a>, Pa
     Ok(words)
 }
 
-fn usage(spec: &Spec) -> String {
-    if spec.usage.is_empty() { String::new() } else { format!("{}\n", spec.usage) }
-}
-
 fn number(text: &str) -> Result<u64, ParseError> {
     parse_size(text).map_err(|error| {
-        ParseError::Out(match error {
+        out(match error {
             NumberError::Malformed => {
                 format!("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- {text}\n")
             }
@@ -274,21 +216,25 @@ fn pattern(text: &str) -> Result<u8, ParseError> {
     };
     match value {
         Some(byte) if byte <= 255 => Ok(byte as u8),
-        _ => Err(ParseError::Out(format!("{text} is not a valid pattern byte\n"))),
+        _ => Err(out(format!("{text} is not a valid pattern byte\n"))),
     }
 }
 
 fn out(text: impl Into<String>) -> ParseError {
-    ParseError::Out(text.into())
+    ParseError { out: text.into(), ..ParseError::default() }
 }
 
-fn build(name: &'static str, words: &Words<'_>, spec: &Spec) -> Result<IoCommand, ParseError> {
+fn err(text: impl Into<String>) -> ParseError {
+    ParseError { err: text.into(), ..ParseError::default() }
+}
+
+fn build(name: &'static str, words: &Words<'_>, spec: &Spec, since_9: bool) -> Result<IoCommand, ParseError> {
     let text = |index: usize| words.rest.get(index).copied().unwrap_or("").to_owned();
     Ok(match name {
-        "read" | "readv" | "aio_read" => IoCommand::Read(transfer(name, words, spec)?),
-        "write" | "writev" | "aio_write" => IoCommand::Write(transfer(name, words, spec)?),
+        "read" | "readv" | "aio_read" => IoCommand::Read(transfer(name, words, spec, since_9)?),
+        "write" | "writev" | "aio_write" => IoCommand::Write(transfer(name, words, spec, since_9)?),
         "discard" => {
-            let [offset, bytes] = offset_and_length(words, spec)?;
+            let [offset, bytes] = offset_and_length(words, spec, since_9)?;
             if bytes > REQUEST_MAX_BYTES {
                 return Err(out(format!("length cannot exceed {REQUEST_MAX_BYTES}, given {}\n", text(1))));
             }
@@ -302,26 +248,38 @@ fn build(name: &'static str, words: &Words<'_>, spec: &Spec) -> Result<IoCommand
             offset: number(&text(0))?,
             bytes: if words.rest.len() > 1 { number(&text(1))? } else { 512 },
         },
-        "truncate" => IoCommand::Truncate { size: number(&text(0))? },
+        "truncate" => {
+            match words.value('m') {
+                None | Some("off") => {}
+                Some(mode @ ("metadata" | "falloc" | "full")) => {
+                    return Err(out(format!("not modelled: preallocation mode '{mode}'\n")));
+                }
+                Some(mode) => {
+                    let said = format!("Invalid preallocation mode '{mode}'\r\n");
+                    return Err(ParseError { said, ..ParseError::default() });
+                }
+            }
+            IoCommand::Truncate { size: number(&text(0))? }
+        }
         "break" => IoCommand::Break { event: text(0), tag: text(1) },
         "wait_break" => IoCommand::WaitBreak(text(0)),
         "resume" => IoCommand::Resume(text(0)),
         "remove_break" => IoCommand::RemoveBreak(text(0)),
         _ => match text(0).parse() {
             Ok(ms) => IoCommand::Sleep(ms),
-            Err(_) => return Err(out("ms is not a valid number\n")),
+            Err(_) => return Err(out(format!("{} is not a valid number\n", text(0)))),
         },
     })
 }
 
-fn offset_and_length(words: &Words<'_>, spec: &Spec) -> Result<[u64; 2], ParseError> {
-    if words.rest.len() < 2 {
-        return Err(ParseError::Err(usage(spec)));
+fn offset_and_length(words: &Words<'_>, spec: &Spec, since_9: bool) -> Result<[u64; 2], ParseError> {
+    if words.rest.len() != 2 {
+        return Err(out(spec.usage(since_9)));
     }
     Ok([number(words.rest[0])?, number(words.rest[1])?])
 }
 
-fn transfer(command: &'static str, words: &Words<'_>, spec: &Spec) -> Result<Transfer, ParseError> {
+fn transfer(command: &'static str, words: &Words<'_>, spec: &Spec, since_9: bool) -> Result<Transfer, ParseError> {
     let is_write = command.ends_with("write") || command == "writev";
     let mut transfer = Transfer {
         command,
@@ -338,11 +296,17 @@ fn transfer(command: &'static str, words: &Words<'_>, spec: &Spec) -> Result<Tra
     if let Some(text) = words.value('P') {
         transfer.pattern = Some(pattern(text)?);
     }
+    if words.has('i') {
+        return Err(out(format!("injecting invalid {} request\n", if is_write { "write" } else { "read" })));
+    }
     check_combination(words, is_write)?;
     let vectored = matches!(command, "readv" | "writev" | "aio_read" | "aio_write");
     let exact = !vectored || transfer.zeroes;
     if words.rest.len() < 2 || (exact && !vectored && words.rest.len() != 2) {
-        return Err(ParseError::Err(usage(spec)));
+        return Err(out(spec.usage(since_9)));
+    }
+    if !is_write && transfer.pattern.is_none() && (words.has('s') || words.has('l')) {
+        return Err(out(spec.usage(since_9)));
     }
     if transfer.zeroes && vectored && words.rest.len() != 2 {
         return Err(out("-z supports only a single length parameter\n"));
@@ -408,4 +372,52 @@ fn pattern_range(words: &Words<'_>, bytes: u64) -> Result<Option<(u64, u64)>, Pa
         return Err(out("pattern verification range exceeds end of read data\n"));
     }
     Ok(Some((start, length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(line: &str, since_9: bool) -> ParseError {
+        parse(line, since_9).expect_err("the line is wrong")
+    }
+
+    #[test]
+    fn usage_goes_to_standard_output_and_what_getopt_says_to_standard_error() {
+        let usage = |r: &str| format!("write [-bcCfnq{r}uz] [-P pattern | -s source_file] off len -- {}", WRITES_TEXT);
+        let wrong = refused("write -x 0 512", false);
+        assert_eq!((wrong.out, wrong.err.as_str()), (usage(""), "write: invalid option -- 'x'\n"));
+        assert_eq!(refused("write 0 64k 1", true).out, usage("r"));
+        assert_eq!(refused("write 0", true).err, "bad argument count 1 to write, expected at least 2 arguments\n");
+        assert_eq!(refused("writ 0 64k", true).err, "command \"writ\" not found\n");
+    }
+
+    const WRITES_TEXT: &str = "writes a number of bytes at a specified offset\n";
+
+    #[test]
+    fn a_registered_buffer_came_with_8_0() {
+        assert_eq!(refused("read -r 0 512", false).err, "read: invalid option -- 'r'\n");
+        assert!(parse("read -r 0 512", true).is_ok());
+    }
+
+    #[test]
+    fn a_pattern_s_place_needs_a_pattern() {
+        assert!(refused("read -s 1k 0 2k", true).out.starts_with("read [-abCqrv]"));
+        assert_eq!(refused("read -P 0 -s 3k 0 2k", true).out, "pattern verification range exceeds end of read data\n");
+    }
+
+    #[test]
+    fn help_lists_the_commands_of_the_version() {
+        let (old, new) = (refused("help", false).out, refused("?", true).out);
+        assert!(old.starts_with("abort -- simulate a program crash using abort(3)\naio_flush -- "));
+        assert!(old.ends_with("\n\nUse 'help commandname' for extended help.\n"));
+        assert_eq!((old.contains("zone_"), new.contains("\nzone_reset offset len -- ")), (false, true));
+        assert_eq!(refused("help nothing", false).out, "command nothing not found\n");
+    }
+
+    #[test]
+    fn an_unknown_preallocation_mode_is_told_by_the_monitor() {
+        assert_eq!(refused("truncate -m x 4M", false).said, "Invalid preallocation mode 'x'\r\n");
+        assert_eq!(parse("truncate -m off 4M", false), Ok(IoCommand::Truncate { size: 4 << 20 }));
+    }
 }

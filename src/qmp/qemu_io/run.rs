@@ -138,8 +138,10 @@ impl Session {
     }
 
     async fn alloc(&self, offset: u64, bytes: u64) {
-        let Some(node) = self.backend.node_id() else { return };
-        let block = self.block.clone();
+        let Some(node) = self.backend.node(&self.block) else { return };
+        // What lies behind the end is not counted.
+        let bytes = bytes.min(node.length.get().saturating_sub(offset));
+        let (node, block) = (node.id, self.block.clone());
         let sum = self
             .in_coroutine(async move {
                 let (mut pos, end, mut sum) = (offset, offset.saturating_add(bytes), 0);

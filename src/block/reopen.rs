@@ -1,0 +1,386 @@
+//! Giving nodes new options without closing them: all of a queue, or none.
+//!
+//! A node's options are checked first, then its links to `backing` and `file` change, then permissions are
+//! recomputed for all; a failure undoes everything. Inline children are in the queue with their parent, since they
+//! inherit from it. QEMU's source: `bdrv_reopen_queue` and `bdrv_reopen_multiple` in `block.c`.
+
+use std::rc::Rc;
+
+use serde_json::{Map, Value};
+
+use super::graph::Block;
+use super::node::{Driver, Edge, Given, Node, NodeId, NodeOptions, Parent, Role};
+use super::open::{BackingRef, ChildRef, DriverOptions, Inherit, OpenOptions, resolve};
+use super::qdict;
+use super::raw::Window;
+
+/// A child as the new options give it.
+enum NewChild {
+    Name(String),
+    Inline(OpenOptions),
+    None,
+}
+
+/// A node with its new options.
+struct Entry {
+    node: Rc<Node>,
+    given: Given,
+    next: NodeOptions,
+    driver: &'static str,
+    children: Vec<(&'static str, NewChild)>,
+    window: Window,
+    /// The node keeps its options and only inherits others.
+    keeps: bool,
+}
+
+/// A change of the graph that can be undone.
+enum Change {
+    Moved { edge: Rc<Edge>, from: NodeId },
+    Added(Rc<Edge>),
+    Removed(Rc<Edge>),
+}
+
+type Checked = Result<(), String>;
+
+impl Block {
+    /// Reopens all `nodes`, or none of them; the caller has drained everything.
+    pub async fn reopen(self: &Rc<Self>, nodes: Vec<(Rc<Node>, OpenOptions)>) -> Checked {
+        let mut queue = Vec::new();
+        for (node, options) in &nodes {
+            self.enqueue(node, Some(options), Inherit::Nothing, &mut queue);
+        }
+        self.reopen_queue(queue).await
+    }
+
+    /// Makes a node read-only and leaves everything else as it is (`bdrv_reopen_set_read_only`).
+    pub async fn reopen_read_only(self: &Rc<Self>, node: &Rc<Node>) -> Checked {
+        let before = node.given.borrow().common.read_only;
+        node.given.borrow_mut().common.read_only = Some(true);
+        let mut queue = Vec::new();
+        self.enqueue(node, None, Inherit::Nothing, &mut queue);
+        self.reopen_queue(queue).await.inspect_err(|_| node.given.borrow_mut().common.read_only = before)
+    }
+
+    async fn reopen_queue(self: &Rc<Self>, queue: Vec<Entry>) -> Checked {
+        for entry in &queue {
+            let (block, id) = (self.clone(), entry.node.id);
+            let flushed = self.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
+            flushed.map_err(|error| format!("Error flushing drive: {error}"))?;
+        }
+        let mut changes = Vec::new();
+        let mut result = Ok(());
+        for entry in &queue {
+            result = self.prepare_reopen(entry, &mut changes).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        let before: Vec<NodeOptions> = queue.iter().map(|entry| entry.node.options.borrow().clone()).collect();
+        if result.is_ok() {
+            result = self.refresh_reopened(&queue);
+        }
+        if let Err(reason) = result {
+            self.undo(changes, &queue, before);
+            return Err(reason);
+        }
+        for (entry, before) in queue.iter().zip(before) {
+            self.commit_reopen(entry, &before).await;
+        }
+        for change in changes {
+            if let Change::Moved { from: old, .. } = change {
+                self.unref(old).await;
+            } else if let Change::Removed(edge) = change {
+                self.unref(edge.child.get()).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a node and the children that inherit from it.
+    fn enqueue(&self, node: &Rc<Node>, options: Option<&OpenOptions>, inherit: Inherit<'_>, queue: &mut Vec<Entry>) {
+        let given = match options {
+            Some(options) => Given { common: options.common.clone(), own: options.own.clone() },
+            None => node.given.borrow().clone(),
+        };
+        let next = match (options, inherit) {
+            // A node that keeps its options keeps what it has inherited too.
+            (None, Inherit::Nothing) => {
+                let read_only = given.common.read_only.unwrap_or(node.is_read_only());
+                NodeOptions { read_only, ..node.options.borrow().clone() }
+            }
+            // Unlike other options, `discard` does not go back to its default.
+            (_, inherit) => {
+                let discard_unmap = given.common.discard_unmap.unwrap_or(node.discard_unmap());
+                NodeOptions { discard_unmap, ..resolve(&given.common, inherit) }
+            }
+        };
+        let window = match (options.map(|options| &options.driver), &*node.driver.borrow()) {
+            (Some(DriverOptions::Raw { window, .. }), _) => *window,
+            (None, Driver::Raw(raw)) => raw.window(),
+            _ => Window::default(),
+        };
+        let entry = Entry {
+            node: node.clone(),
+            given,
+            next: next.clone(),
+            driver: options.map_or(node.driver_name().unwrap_or(""), |options| options.driver.name()),
+            children: options.map(|options| new_children(&options.driver)).unwrap_or_default(),
+            window,
+            keeps: options.is_none(),
+        };
+        let mut inherited = Vec::new();
+        for edge in node.children.borrow().iter().rev() {
+            let child = self.node(edge.child.get());
+            if child.inherits_from.get() != Some(node.id) {
+                continue;
+            }
+            let wanted = entry.children.iter().find(|(name, _)| *name == edge.name).map(|(_, wanted)| wanted);
+            let options = match wanted {
+                Some(NewChild::Name(name)) if **name == *child.name => None,
+                Some(NewChild::Inline(options)) => Some(options.clone()),
+                None if entry.keeps => None,
+                _ => continue,
+            };
+            inherited.push((child, options, edge.role));
+        }
+        match queue.iter().position(|other| other.node.id == node.id) {
+            Some(index) => queue[index] = entry,
+            None => queue.push(entry),
+        }
+        for (child, options, role) in inherited {
+            let inherit = if role == Role::Cow { Inherit::Backing(&next) } else { Inherit::Child(&next) };
+            self.enqueue(&child, options.as_ref(), inherit, queue);
+        }
+    }
+
+    async fn prepare_reopen(self: &Rc<Self>, entry: &Entry, changes: &mut Vec<Change>) -> Checked {
+        let node = &entry.node;
+        entry.next.check_detect_zeroes()?;
+        let driver = node.driver.borrow().clone();
+        if matches!(driver, Driver::CopyBeforeWrite(_) | Driver::SnapshotAccess | Driver::None) {
+            let (driver, name) = (node.driver_name().unwrap_or(""), &node.name);
+            return Err(format!("Block format '{driver}' used by node '{name}' does not support reopening files"));
+        }
+        check_reset(node, &entry.given.own)?;
+        if let (Driver::Raw(_), Some(file)) = (&driver, node.primary_child()) {
+            entry.window.check(self.node(file).length.get())?;
+        }
+        if let (Driver::Qcow2(qcow2), true, false) = (&driver, entry.next.read_only, node.is_read_only()) {
+            let (block, qcow2) = (self.clone(), qcow2.clone());
+            let stored = async move { qcow2.reopen_read_only(&block).await };
+            self.sim.run_coroutine("store bitmaps", stored).await?;
+        }
+        let child = |name: &str| entry.children.iter().find(|(known, _)| *known == name).map(|(_, child)| child);
+        if node.backing().is_some() && child("backing").is_none() && !entry.keeps {
+            return Err(format!("backing is missing for '{}'", node.name));
+        }
+        self.change_child(node, "backing", child("backing"), changes)?;
+        self.change_child(node, "file", child("file"), changes)?;
+        self.check_left(entry)
+    }
+
+    /// Points a link at another node (`bdrv_reopen_parse_file_or_backing`).
+    fn change_child(
+        &self,
+        node: &Rc<Node>,
+        name: &'static str,
+        wanted: Option<&NewChild>,
+        changes: &mut Vec<Change>,
+    ) -> Checked {
+        let wanted = match wanted {
+            None | Some(NewChild::Inline(_)) => return Ok(()),
+            Some(NewChild::None) => None,
+            Some(NewChild::Name(wanted)) => Some(self.lookup(None, Some(wanted))?),
+        };
+        if let Some(wanted) = &wanted
+            && self.reaches(wanted.id, node.id)
+        {
+            return Err(format!("Making '{}' a {name} child of '{}' would create a cycle", wanted.name, node.name));
+        }
+        let current = node.child(name);
+        match (current, wanted) {
+            (Some(edge), Some(wanted)) if edge.child.get() == wanted.id => {}
+            (None, None) => {}
+            (None, Some(_)) if name == "file" => {
+                return Err(match node.filtered_child() {
+                    None => "Cannot set file child to format node without file child".to_owned(),
+                    Some(_) => {
+                        let driver = node.driver_name().unwrap_or("");
+                        format!("'{}' is a {driver} filter node that does not support a file child", node.name)
+                    }
+                });
+            }
+            (Some(_), _) if name == "file" && node.qcow2().is_some() => {
+                return Err(format!("not modelled: another 'file' child of '{}' by blockdev-reopen", node.name));
+            }
+            (Some(edge), Some(wanted)) => {
+                let from = edge.child.get();
+                self.reference(&self.node(from));
+                self.redirect(&edge, wanted.id);
+                changes.push(Change::Moved { edge, from });
+            }
+            (Some(edge), None) => {
+                self.unlink(&edge);
+                changes.push(Change::Removed(edge));
+            }
+            (None, Some(wanted)) => {
+                let edge = Edge::new(name, Parent::Node(node.id), Role::Cow, wanted.id);
+                self.link(&edge);
+                self.reference(&wanted);
+                changes.push(Change::Added(edge));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left of the options must be as it was.
+    fn check_left(&self, entry: &Entry) -> Checked {
+        let node = &entry.node;
+        let old = node.given.borrow();
+        let mut left = Map::new();
+        for (key, value) in &entry.given.own {
+            if !is_mutable(node, key) {
+                left.insert(key.clone(), value.clone());
+            }
+        }
+        left.insert("driver".to_owned(), entry.driver.into());
+        for (name, child) in &entry.children {
+            match child {
+                NewChild::Name(reference) => drop(left.insert((*name).to_owned(), reference.as_str().into())),
+                NewChild::Inline(options) if !self.inherits(node, name) => {
+                    left.insert(format!("{name}.driver"), options.driver.name().into());
+                    for (key, value) in &options.own {
+                        left.insert(format!("{name}.{key}"), value.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (key, new) in qdict::in_order(&left) {
+            let same = if key == "driver" {
+                new.as_str() == node.driver_name()
+            } else if let Some(edge) = node.child(key) {
+                new.as_str() == Some(&*self.node(edge.child.get()).name)
+            } else if key == "force-share" {
+                // QEMU compares what has become a string with what is still a boolean.
+                entry.keeps
+            } else {
+                old.own.get(key) == Some(new)
+            };
+            if !same {
+                return Err(format!("Cannot change the option '{key}'"));
+            }
+        }
+        Ok(())
+    }
+
+    fn inherits(&self, node: &Node, child: &str) -> bool {
+        node.child(child).is_some_and(|edge| self.node(edge.child.get()).inherits_from.get() == Some(node.id))
+    }
+
+    /// Sets the options and asks whether everybody can live with them.
+    fn refresh_reopened(&self, queue: &[Entry]) -> Checked {
+        for entry in queue {
+            let was_writable = !entry.node.is_read_only();
+            *entry.node.options.borrow_mut() = entry.next.clone();
+            entry.node.was_writable.set(was_writable);
+        }
+        let roots: Vec<NodeId> = queue.iter().map(|entry| entry.node.id).collect();
+        let result = self.refresh_permissions(&roots);
+        queue.iter().for_each(|entry| entry.node.was_writable.set(false));
+        result
+    }
+
+    fn undo(&self, changes: Vec<Change>, queue: &[Entry], before: Vec<NodeOptions>) {
+        for (entry, before) in queue.iter().zip(before) {
+            *entry.node.options.borrow_mut() = before;
+        }
+        for change in changes.into_iter().rev() {
+            match change {
+                Change::Moved { edge, from } => {
+                    self.redirect(&edge, from);
+                    let node = self.node(from);
+                    node.references.set(node.references.get() - 1);
+                }
+                Change::Removed(edge) => self.link(&edge),
+                Change::Added(edge) => {
+                    self.unlink(&edge);
+                    let node = self.node(edge.child.get());
+                    node.references.set(node.references.get() - 1);
+                }
+            }
+        }
+        let roots: Vec<NodeId> = queue.iter().map(|entry| entry.node.id).collect();
+        // What was held before was held without a conflict.
+        let _ = self.refresh_permissions(&roots);
+    }
+
+    async fn commit_reopen(self: &Rc<Self>, entry: &Entry, before: &NodeOptions) {
+        let node = &entry.node;
+        *node.given.borrow_mut() = entry.given.clone();
+        let driver = node.driver.borrow().clone();
+        match driver {
+            Driver::Raw(raw) => {
+                raw.set_window(entry.window);
+                if let Some(file) = node.primary_child() {
+                    let length = entry.window.length(self.node(file).length.get());
+                    self.set_length(node, length);
+                }
+            }
+            Driver::Qcow2(qcow2) => {
+                let backing = node.backing();
+                if backing != qcow2.backing_node() {
+                    qcow2.set_backing_node(backing);
+                }
+                if before.read_only && !entry.next.read_only {
+                    let block = self.clone();
+                    let load = async move { qcow2.reopen_read_write(&block).await };
+                    self.sim.run_coroutine("load bitmaps", load).await;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Options that a node was given and that are not given again must be of those that can be reset.
+fn check_reset(node: &Node, new: &Map<String, Value>) -> Checked {
+    for (key, _) in qdict::in_order(&node.given.borrow().own) {
+        if !new.contains_key(key) && !is_mutable(node, key) {
+            return Err(format!("Option '{key}' cannot be reset to its default value"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the driver takes another value of the option while it runs (`mutable_opts`).
+fn is_mutable(node: &Node, key: &str) -> bool {
+    match &*node.driver.borrow() {
+        Driver::Qcow2(_) => key != "force-share",
+        Driver::Raw(_) => matches!(key, "offset" | "size"),
+        _ => false,
+    }
+}
+
+fn new_children(driver: &DriverOptions) -> Vec<(&'static str, NewChild)> {
+    let of = |child: &ChildRef| match child {
+        ChildRef::Name(name) => NewChild::Name(name.clone()),
+        ChildRef::Inline(options) => NewChild::Inline((**options).clone()),
+    };
+    match driver {
+        DriverOptions::File { .. } | DriverOptions::Null(_) => Vec::new(),
+        DriverOptions::Raw { file, .. } | DriverOptions::SnapshotAccess { file } => vec![("file", of(file))],
+        DriverOptions::Qcow2 { file, backing, .. } => {
+            let mut children = vec![("file", of(file))];
+            match backing {
+                BackingRef::FromImage => {}
+                BackingRef::None => children.push(("backing", NewChild::None)),
+                BackingRef::Given(child) => children.push(("backing", of(child))),
+            }
+            children
+        }
+        DriverOptions::Blkdebug(options) => vec![("image", of(&options.image))],
+        DriverOptions::CopyBeforeWrite { file, target, .. } => vec![("file", of(file)), ("target", of(target))],
+        DriverOptions::Other { file, .. } => file.iter().map(|file| ("file", of(file))).collect(),
+    }
+}
