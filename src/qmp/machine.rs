@@ -156,6 +156,7 @@ impl Machine {
             job.cancel_sync().await;
         }
         self.block.close_all().await;
+        self.block.sim.emit(|| TraceEvent::ShutDown);
         self.jobs.clear();
     }
 
