@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use backsim::explore::search::{Tally, search};
-use backsim::explore::{Kind, Plan, Setup};
+use backsim::explore::{Invariant, Kind, Plan, Setup};
 use backsim::quirks::DEFECTS;
 use backsim::scenario::{self, Case};
 
@@ -66,5 +66,28 @@ fn the_sound_model_survives_the_same_searches() {
             let steps: Vec<String> = failure.departures.iter().map(ToString::to_string).collect();
             panic!("{file} ({name}), run {}: {}\n{}", failure.index, failure.violation, steps.join("\n"));
         }
+    }
+}
+
+/// QEMU's own defects that runs of `scenarios/findings/` show, and the signature that passes over each.
+const FINDINGS: &[(&str, Invariant, &str)] = &[
+    ("qcow2-discard-under-write", Invariant::Guest, "holds"),
+    ("snapshot-shows-new-data", Invariant::Fleecing, ""),
+    ("broken-snapshot-shows-new-data", Invariant::Fleecing, ""),
+];
+
+#[test]
+fn findings_are_found_and_passed_over_once_known() {
+    for (file, invariant, part) in FINDINGS {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("scenarios/findings/{file}.yaml"));
+        let scenario = scenario::load(&path).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let cases = scenario.cases().unwrap_or_else(|problems| panic!("{problems:?}"));
+        let setup = Setup::new(cases[0].clone(), Vec::new());
+        let mut plan = Plan::new(Kind::Auto, 0, 300);
+        let found = search(&setup, &plan, |_| true).failure.unwrap_or_else(|| panic!("{file}: nothing found"));
+        assert_eq!(found.violation.invariant, *invariant, "{file}: {}", found.violation);
+        plan.known = vec![(invariant.name().to_owned(), (*part).to_owned()), ("expectation".to_owned(), String::new())];
+        let passed = search(&setup, &plan, |_| true);
+        assert!(passed.failure.is_none() && passed.known > 0, "{file}: {:?}", passed.failure);
     }
 }

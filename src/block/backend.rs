@@ -199,7 +199,10 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = backend.node(self).ok_or(Errno::ENOMEDIUM)?;
         let _reader = self.graph_read_lock().await;
-        self.co_flush(node.id).await
+        let id = self.witness_begin(&node, "flush", 0, 0, None);
+        let result = self.co_flush(node.id).await;
+        self.witness_end(id, &result, |()| Vec::new());
+        result
     }
 }
 

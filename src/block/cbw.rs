@@ -265,6 +265,13 @@ impl CopyBeforeWrite {
 }
 
 impl Block {
+    /// The filter below `node`, if that is a snapshot-access node.
+    pub fn snapshot_filter(&self, node: NodeId) -> Option<NodeId> {
+        let node = self.node(node);
+        let shows = matches!(&*node.driver.borrow(), Driver::SnapshotAccess);
+        if shows { node.primary_child() } else { None }
+    }
+
     /// The filter whose snapshot a snapshot-access node shows.
     fn snapshot_of(&self, node: NodeId) -> Res<Rc<CopyBeforeWrite>> {
         match &*self.node(node).driver.borrow() {

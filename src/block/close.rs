@@ -13,7 +13,7 @@ use super::blkdebug::Blkdebug;
 use super::cbw::{CbwOptions, CopyBeforeWrite};
 use super::flags::ReqFlags;
 use super::graph::Block;
-use super::io::{BoxFuture, child_of};
+use super::io::BoxFuture;
 use super::node::{Driver, Edge, Node, NodeId, NodeOptions, Parent, Role};
 
 impl Block {
@@ -152,28 +152,29 @@ impl Block {
 
     /// Takes a filter out of the graph and drops the caller's reference on it (`bdrv_cbw_drop`).
     pub async fn drop_filter(self: &Rc<Self>, filter: &Rc<Node>) {
-        let Ok(below) = child_of(filter, "file") else { return };
         if self.quirks.defects.filter_leaves_early {
             self.quiesce_node(filter.id);
         } else {
             self.drained_begin(filter.id).await;
         }
         let lock = self.graph_write_lock().await;
-        let parents = filter.parents.borrow().clone();
-        for edge in parents.iter().rev() {
-            self.redirect(edge, below);
-        }
+        // Looked for only now: a filter that was below this one may have gone while the drain polled.
         let own: Vec<Rc<Edge>> = filter.children.borrow().clone();
         let file = own.iter().find(|edge| edge.name == "file").cloned();
-        if let Some(file) = &file {
+        let below = file.as_ref().map(|edge| edge.child.get());
+        if let (Some(file), Some(below)) = (&file, below) {
+            let parents = filter.parents.borrow().clone();
+            for edge in parents.iter().rev() {
+                self.redirect(edge, below);
+            }
             self.detach(file);
+            // The filter shared less than the source does alone.
+            let _ = self.refresh_permissions(&[below]);
         }
-        // The filter shared less than the source does alone.
-        let _ = self.refresh_permissions(&[below]);
         self.graph_write_unlock(lock).await;
         self.drained_end(filter.id);
         self.unref(filter.id).await;
-        if file.is_some() {
+        if let Some(below) = below {
             self.unref(below).await;
         }
     }

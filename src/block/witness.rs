@@ -89,6 +89,8 @@ impl Block {
             recording: list.recording(id),
             busy: bitmap.busy,
             inconsistent: bitmap.inconsistent,
+            persistent: bitmap.persistent && !bitmap.skip_store,
+            size: bitmap.size(),
             dirty,
         })
     }

@@ -14,9 +14,12 @@ use crate::scenario::Case;
 use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, simulate};
+use crate::scenario::values::Word;
 use crate::sim::trace::Stamped;
 use crate::sim::{Choices, Recorded, Strategy};
+use crate::store::Host;
 
+use super::model::qcow2_image::{self, Verdict};
 use super::model::watch::Fnv;
 use super::model::{FinalState, Invariant, Violation, Watch};
 
@@ -34,6 +37,8 @@ pub struct Setup {
     pub compat: Option<Compat>,
     /// Whether fresh disks read as zeros, so that their content is known.
     pub begin_as_zeros: bool,
+    /// Whether no tool changes an image between two machines.
+    pub own_images: bool,
 }
 
 impl Setup {
@@ -41,8 +46,15 @@ impl Setup {
     pub fn new(case: Case, defects: Vec<String>) -> Setup {
         let has_backing = |verb: &Verb| matches!(verb, Verb::Image(image) if image.backing.is_some());
         let begin_as_zeros = !case.steps.iter().any(|step| has_backing(&step.verb));
-        Setup { case, defects, compat: None, begin_as_zeros }
+        let changes_images = |verb: &Verb| matches!(verb, Verb::QemuImg(img) if !is_only_a_look(&img.qemu_img));
+        let own_images = !case.steps.iter().any(|step| changes_images(&step.verb));
+        Setup { case, defects, compat: None, begin_as_zeros, own_images }
     }
+}
+
+/// Whether qemu-img only looks at an image.
+fn is_only_a_look(args: &[Word]) -> bool {
+    matches!(args.first().map(|word| &*word.0), Some("check" | "map" | "info" | "compare"))
 }
 
 /// How a run went.
@@ -102,24 +114,25 @@ pub fn run_in_detail(setup: &Setup, strategy: Box<dyn Strategy>, listener: Optio
 
 fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> RunReport {
     keep_panics();
-    let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros)));
+    let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros, setup.own_images)));
     let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
-    let options = options(setup, strategy, &watch, &left, listener);
+    let images: Rc<RefCell<Vec<(String, Verdict)>>> = Rc::default();
+    let mut options = options(setup, strategy, &watch, &left, listener);
+    let slot = images.clone();
+    options.inspect_files = Some(Box::new(move |host| *slot.borrow_mut() = judge_files(host)));
     RUNNING.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&setup.case, options)));
     RUNNING.set(false);
-    let mut report = RunReport::default();
+    let (mut report, mut ending) = (RunReport::default(), Vec::new());
     match outcome {
         Err(_) => {
             let said = PANIC.take().unwrap_or_default();
             let text = format!("the machine crashed: {said}");
-            report.violations.push(Violation::new(Invariant::Progress, "the machine", text));
+            ending.push(Violation::new(Invariant::Progress, "the machine", text));
         }
-        Ok(Err(reason)) => {
-            report.violations.push(Violation::new(Invariant::Expectation, "the scenario", reason));
-        }
+        Ok(Err(reason)) => ending.push(Violation::new(Invariant::Expectation, "the scenario", reason)),
         Ok(Ok(run)) => {
-            judge_ending(setup, &run, &mut report.violations);
+            judge_ending(setup, &run, &mut ending);
             report.choices = run.choices;
             report.steps = run.steps;
             report.transcript = run.outcome.transcript.text().to_owned();
@@ -127,8 +140,12 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
     }
     let state = left.take();
     let mut watch = watch.borrow_mut();
-    let crashed = report.violations.iter().any(|violation| violation.invariant == Invariant::Progress);
-    report.violations.extend(watch.finish(state.as_ref().filter(|_| !crashed)));
+    let is_stuck = ending.iter().any(|violation| violation.invariant == Invariant::Progress);
+    report.violations = watch.finish(state.as_ref().filter(|_| !is_stuck));
+    judge_images(images.take(), watch.is_closed(), &mut report.violations);
+    // What the scenario expects is often only what follows; that nothing goes on comes first.
+    let place = if is_stuck { 0 } else { report.violations.len() };
+    report.violations.splice(place..place, ending);
     report.coverage = std::mem::take(&mut watch.coverage);
     report.cells = std::mem::take(&mut watch.cells);
     report.state = hash(state.as_ref(), &report.violations);
@@ -166,9 +183,10 @@ fn options(
         })),
         defects: setup.defects.clone(),
         inspect: Some(Box::new(move |machine| {
-            over.set(true);
-            let wanted = wanting.borrow().wanted();
             Box::pin(async move {
+                FinalState::rest(&machine).await;
+                over.set(true);
+                let wanted = wanting.borrow().wanted();
                 let state = FinalState::look(machine, wanted).await;
                 *slot.borrow_mut() = Some(state);
             })
@@ -186,9 +204,30 @@ fn judge_ending(setup: &Setup, run: &SimRun, found: &mut Vec<Violation>) {
         let invariant = if stuck { Invariant::Progress } else { Invariant::Expectation };
         found.push(Violation::new(invariant, "the scenario", format!("line {line}: {why}")));
     }
-    if let Some(wrong) = run.outcome.transcript.text().lines().find(|line| line.contains("ERROR!")) {
+    let is_wrong = |line: &&str| line.contains("ERROR!") || line.starts_with("Pattern verification failed");
+    if let Some(wrong) = run.outcome.transcript.text().lines().find(is_wrong) {
         found.push(Violation::new(Invariant::Expectation, "the scenario", wrong.to_owned()));
     }
+}
+
+/// Corrupt images are never right, lost clusters only where no machine ended in order.
+fn judge_images(images: Vec<(String, Verdict)>, closed: bool, found: &mut Vec<Violation>) {
+    for (file, verdict) in images {
+        let leaks = Some(verdict.leaks).filter(|leaks| closed && *leaks > 0);
+        let leaks = leaks.map(|leaks| format!("{leaks} clusters are lost, though it was closed in order"));
+        if let Some(wrong) = verdict.corruption.or(leaks) {
+            found.push(Violation::new(Invariant::Image, &file, format!("image {file}: {wrong}")));
+        }
+    }
+}
+
+/// The qcow2 images among the host's files, judged.
+fn judge_files(host: &Host) -> Vec<(String, Verdict)> {
+    let judged = |name: String| {
+        let store = host.open(&name).ok()?;
+        Some((name, qcow2_image::judge(&store)?))
+    };
+    host.names().into_iter().filter_map(judged).collect()
 }
 
 /// What two runs that only differ in the order of independent steps must agree on.

@@ -62,6 +62,17 @@ pub enum ErrorAction {
 }
 
 impl OnError {
+    /// The QAPI name.
+    pub fn name(self) -> &'static str {
+        match self {
+            OnError::Report => "report",
+            OnError::Ignore => "ignore",
+            OnError::Enospc => "enospc",
+            OnError::Stop => "stop",
+            OnError::Auto => "auto",
+        }
+    }
+
     /// The action for an error.
     pub fn action(self, error: Errno) -> ErrorAction {
         match self {

@@ -114,7 +114,12 @@ const CHANGES_BITMAPS: &[&str] = &[
     "block-dirty-bitmap-enable",
     "block-dirty-bitmap-merge",
     "block-dirty-bitmap-remove",
+    "block_resize",
     "blockdev-add",
+    "blockdev-backup",
+    "blockdev-del",
+    "blockdev-reopen",
+    "drive-backup",
     "transaction",
 ];
 
@@ -123,15 +128,20 @@ impl Machine {
     pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let result = self.dispatch_one(command, arguments).await;
         self.send_notices();
-        self.tell_bitmaps(command);
+        self.tell_bitmaps(command, arguments, result.is_ok());
         result
     }
 
     /// Tells the trace what bitmaps there are after a command that may have changed them.
-    fn tell_bitmaps(&self, command: &str) {
+    fn tell_bitmaps(&self, command: &str, arguments: &Map<String, Value>, succeeded: bool) {
         let known = COMMANDS.iter().find(|name| **name == command);
         if let Some(command) = known.filter(|name| CHANGES_BITMAPS.contains(name)) {
-            self.block.sim.emit(|| TraceEvent::Bitmaps { command, list: self.block.dump_bitmaps() });
+            self.block.sim.emit(|| TraceEvent::Bitmaps {
+                command,
+                arguments: Rc::new(arguments.clone()),
+                succeeded,
+                list: self.block.dump_bitmaps(),
+            });
         }
     }
 

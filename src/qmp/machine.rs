@@ -161,6 +161,7 @@ impl Machine {
             self.block.drain_all_end();
         }
         self.block.close_all().await;
+        self.block.sim.emit(|| TraceEvent::ShutDown);
         self.jobs.clear();
     }
 

@@ -46,6 +46,8 @@ pub struct SimOptions {
     /// Is given the machine that is left at the end, if one is, before it is dropped. What it awaits runs in
     /// QEMU's own order.
     pub inspect: Option<Inspect>,
+    /// Is shown the files of the host when no machine runs any more.
+    pub inspect_files: Option<Box<dyn FnOnce(&Host)>>,
 }
 
 /// A last look at a machine.
@@ -62,6 +64,7 @@ impl Default for SimOptions {
             observe: None,
             defects: Vec::new(),
             inspect: None,
+            inspect_files: None,
         }
     }
 }
@@ -124,6 +127,9 @@ pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
         let _ = sim.run("inspection", inspect(machine));
     }
     backend.drop_machine();
+    if let Some(inspect) = options.inspect_files {
+        inspect(&backend.0.host);
+    }
     let run = SimRun { outcome, choices, time: sim.now(), steps: sim.steps(), stderr: backend.0.stderr.take() };
     sim.drop_everything();
     Ok(run)
@@ -350,8 +356,9 @@ impl Backend for SimBackend {
         let failure: Rc<RefCell<Option<RunError>>> = Rc::default();
         for (name, actor) in actors {
             let (left, failure, waker) = (left.clone(), failure.clone(), sim.clone());
+            // Taken now: an actor may come for the first time when the machine has died already.
+            let deaths = sim.deaths();
             sim.spawn_actor(name, async move {
-                let deaths = waker.deaths();
                 if let Err(error) = actor.await {
                     // An actor whose machine another one has killed has simply ended.
                     if error.kind != RunErrorKind::Machine || waker.deaths() == deaths {

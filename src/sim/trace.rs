@@ -6,6 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
+
 use super::Nanos;
 
 /// Content of a disk as bytes of one value each: length and value.
@@ -26,6 +28,10 @@ pub struct BitmapDump {
     pub busy: bool,
     /// Loaded with its in-use flag set.
     pub inconsistent: bool,
+    /// To be stored in the image.
+    pub persistent: bool,
+    /// Bytes of the disk that it covers.
+    pub size: u64,
     /// Dirty areas, those of a successor included: offset and bytes.
     pub dirty: Vec<(u64, u64)>,
 }
@@ -45,12 +51,22 @@ pub struct BackupCreated {
     pub mode: &'static str,
     /// The sync bitmap as it was just before.
     pub bitmap: Option<BitmapDump>,
+    /// The filter whose snapshot the source shows, if it does.
+    pub snapshot: Option<Rc<str>>,
     /// Bytes of a backup cluster.
     pub cluster: u64,
     /// Bytes of the disk.
     pub length: u64,
     /// Jobs that succeed or fail together share this number.
     pub group: Option<u64>,
+    /// `on-source-error`.
+    pub on_source_error: &'static str,
+    /// `on-target-error`.
+    pub on_target_error: &'static str,
+    /// `auto-finalize`.
+    pub auto_finalize: bool,
+    /// `auto-dismiss`.
+    pub auto_dismiss: bool,
 }
 
 /// Something that happened, with the footprint that it had.
@@ -144,11 +160,17 @@ pub enum TraceEvent {
     Bitmaps {
         /// The command.
         command: &'static str,
+        /// Its arguments.
+        arguments: Rc<Map<String, Value>>,
+        /// Whether it succeeded.
+        succeeded: bool,
         /// What there is.
         list: Vec<BitmapDump>,
     },
     /// The process died at once.
     Killed,
+    /// The process ended in order: images are closed, bitmaps stored.
+    ShutDown,
     /// A job changed its state.
     JobStatus {
         /// Job id.

@@ -1,14 +1,18 @@
 //! What each named bitmap must have set, and what it may have set at most.
 //!
-//! `must` is what guests changed for certain, `may` what they tried to; a bit stands for all of its bytes.
-//! Bits are worked out here from byte ranges alone.
+//! `must` is what was changed for certain, `may` what somebody tried to; a bit stands for all of its bytes. Only
+//! what the user asked for, and the end of a job, may change a bitmap otherwise. Bits are worked out here from
+//! byte ranges alone.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::sim::BitmapDump;
 
+use super::asked::{Asked, Change};
+use super::disks::Image;
 use super::ranges::Ranges;
+use super::violation::{Invariant, Violation};
 
 /// Node name and bitmap name.
 pub type Key = (Rc<str>, Rc<str>);
@@ -46,44 +50,118 @@ impl Bounds {
 pub struct Followed {
     /// What it holds.
     pub bounds: Bounds,
-    /// Whether guests' writes reach it.
+    /// Whether writes reach it.
     pub recording: bool,
     /// A job uses it.
     pub busy: bool,
+    /// To be found in the image again.
+    pub persistent: bool,
+    /// Nobody may believe it.
+    pub inconsistent: bool,
+    /// It was in the image when the machine began to use that.
+    stored: bool,
+    /// The disk when the bitmap was last looked at: what differs from it later and is clean here is lost.
+    pub seen: Image,
+}
+
+/// A bitmap that is only in an image now.
+struct Stored {
+    followed: Followed,
+    /// The machine died while it used the image.
+    killed: bool,
 }
 
 /// All bitmaps.
 #[derive(Default)]
 pub struct Bitmaps {
     all: BTreeMap<Key, Followed>,
+    stored: BTreeMap<Key, Stored>,
+}
+
+fn key_of(dump: &BitmapDump) -> Key {
+    (dump.node.clone(), dump.name.clone())
+}
+
+fn lost(dump: &BitmapDump, at: u64, when: &str) -> Violation {
+    let text = format!("bitmap {} of disk {} lost cluster {} {when}", dump.name, dump.node, at / dump.granularity);
+    Violation::new(Invariant::NoLostWrite, &dump.name, text)
+}
+
+fn wrong(dump: &BitmapDump, what: &str) -> Violation {
+    Violation::new(Invariant::ModePromise, &dump.name, format!("bitmap {} of disk {} {what}", dump.name, dump.node))
 }
 
 impl Bitmaps {
-    /// The bitmaps are as a command left them. A busy one is its job's business.
-    pub fn adopt(&mut self, list: &[BitmapDump]) {
-        let keys: Vec<Key> = list.iter().map(|dump| (dump.node.clone(), dump.name.clone())).collect();
-        self.all.retain(|key, _| keys.contains(key));
-        for (dump, key) in list.iter().zip(keys) {
-            let is_new = !self.all.contains_key(&key);
-            if is_new || !dump.busy {
-                self.put(key, dump);
+    /// The bitmaps are as a command left them, which `asked` for these changes. A busy one is its job's
+    /// business. `image` tells what a disk must hold now; `trusted` is false if devices failed.
+    pub fn adopt(
+        &mut self,
+        list: &[BitmapDump],
+        asked: &Asked,
+        image: impl Fn(&str) -> Image,
+        trusted: bool,
+        found: &mut Vec<Violation>,
+    ) {
+        self.all.retain(|key, followed| {
+            let here = list.iter().any(|dump| key_of(dump) == *key);
+            if !here && followed.persistent && !asked.removes(key) {
+                let kept = Stored { followed: followed.clone(), killed: false };
+                self.stored.insert(key.clone(), kept);
+            } else if !here && !asked.removes(key) && !asked.may_close {
+                let text = format!("bitmap {} of disk {} is gone, though nobody removed it", key.1, key.0);
+                found.push(Violation::new(Invariant::ModePromise, &key.1, text));
+            }
+            here
+        });
+        for dump in list {
+            let key = key_of(dump);
+            let (seen, change) = (image(&dump.node), asked.change(&key, list));
+            match self.all.get_mut(&key) {
+                None => {
+                    let loaded = self.stored.remove(&key).filter(|_| trusted && change.is_none());
+                    if let Some(stored) = &loaded {
+                        judge_loaded(dump, stored, found);
+                    }
+                    self.put(key, dump, seen, change.is_none());
+                }
+                Some(followed) if dump.busy && change.is_none() => followed.busy = true,
+                Some(followed) => {
+                    judge_change(dump, followed, change.as_ref(), found);
+                    if change.as_ref().is_some_and(|change| change.fresh) {
+                        followed.bounds = Bounds::exactly(dump);
+                        followed.seen = seen;
+                    } else {
+                        followed.bounds.add(&change.map_or_else(Bounds::none, |change| change.merged), dump.size);
+                    }
+                    (followed.recording, followed.busy) = (dump.recording && !dump.inconsistent, dump.busy);
+                    followed.persistent = dump.persistent;
+                }
             }
         }
     }
 
-    fn put(&mut self, key: Key, dump: &BitmapDump) {
-        let recording = dump.recording && !dump.inconsistent;
-        self.all.insert(key, Followed { bounds: Bounds::exactly(dump), recording, busy: dump.busy });
+    fn put(&mut self, key: Key, dump: &BitmapDump, seen: Image, stored: bool) {
+        let followed = Followed {
+            bounds: Bounds::exactly(dump),
+            recording: dump.recording && !dump.inconsistent,
+            busy: dump.busy,
+            persistent: dump.persistent,
+            inconsistent: dump.inconsistent,
+            stored,
+            seen,
+        };
+        self.all.insert(key, followed);
     }
 
-    /// A job has given the bitmap back like this.
-    pub fn give_back(&mut self, dump: &BitmapDump, since: &Bounds, end: u64) {
-        let key = (dump.node.clone(), dump.name.clone());
-        self.put(key.clone(), dump);
+    /// A job has given the bitmap back like this; `coming` is what requests under way will still change.
+    pub fn give_back(&mut self, dump: &BitmapDump, coming: &Bounds, seen: Image) {
+        let key = key_of(dump);
+        let stored = self.all.get(&key).is_some_and(|followed| followed.stored);
+        self.put(key.clone(), dump, seen, stored);
         if let Some(followed) = self.all.get_mut(&key) {
             followed.busy = false;
             if followed.recording {
-                followed.bounds.add(since, end);
+                followed.bounds.add(coming, dump.size);
             }
         }
     }
@@ -93,14 +171,14 @@ impl Bitmaps {
         self.all.iter().find(|(key, _)| &*key.0 == node && &*key.1 == name).map(|(_, followed)| followed)
     }
 
-    /// A guest tries to change a range.
+    /// Somebody tries to change a range.
     pub fn attempt(&mut self, disk: &str, offset: u64, bytes: u64) {
         for followed in self.recording(disk) {
             followed.bounds.may.set(offset, bytes, true);
         }
     }
 
-    /// A guest has changed a range.
+    /// Somebody has changed a range.
     pub fn change(&mut self, disk: &str, offset: u64, bytes: u64) {
         for followed in self.recording(disk) {
             followed.bounds.must.set(offset, bytes, true);
@@ -112,24 +190,78 @@ impl Bitmaps {
         all.filter(move |(key, followed)| &*key.0 == disk && followed.recording).map(|(_, followed)| followed)
     }
 
-    /// The process died.
-    pub fn forget(&mut self) {
-        self.all.clear();
+    /// The process ended, in order or not.
+    pub fn end_process(&mut self, killed: bool) {
+        // What was never stored is gone with a process that was killed.
+        let kept = std::mem::take(&mut self.all).into_iter().filter(|(_, followed)| followed.persistent);
+        let kept = kept.filter(|(_, followed)| followed.stored || !killed);
+        self.stored.extend(kept.map(|(key, followed)| (key, Stored { followed, killed })));
     }
+
+    /// Somebody else may have changed the images.
+    pub fn forget_stored(&mut self) {
+        self.stored.clear();
+    }
+}
+
+/// A bitmap that nobody asked to change has not; a changed one is as asked.
+fn judge_change(dump: &BitmapDump, followed: &Followed, change: Option<&Change>, found: &mut Vec<Violation>) {
+    let mut bounds = followed.bounds.clone();
+    if let Some(change) = change {
+        if change.fresh {
+            return;
+        }
+        bounds.add(&change.merged, dump.size);
+    }
+    if let Some(at) = first_missing(dump, &bounds.must, dump.size) {
+        found.push(lost(dump, at, "in a command that did not clear it"));
+    } else if let Some(at) = first_surplus(dump, &bounds.may, dump.size) {
+        let what = format!("has cluster {}, which nobody wrote", at / dump.granularity);
+        found.push(wrong(dump, &what));
+    }
+    let switched = change.is_some_and(|change| change.switched);
+    if !switched && !followed.inconsistent && followed.recording != dump.recording {
+        found.push(wrong(dump, "records or not, other than before, though nobody asked for that"));
+    }
+}
+
+/// A bitmap comes back from its image.
+fn judge_loaded(dump: &BitmapDump, stored: &Stored, found: &mut Vec<Violation>) {
+    let followed = &stored.followed;
+    let stale = |what: &str| {
+        let text = format!("bitmap {} of disk {} {what}", dump.name, dump.node);
+        Violation::new(Invariant::Image, &dump.name, text)
+    };
+    match (stored.killed || followed.inconsistent, dump.inconsistent) {
+        (true, false) => found.push(stale("is believed, though it was in use when the machine died")),
+        (false, true) => found.push(stale("is inconsistent, though its image was closed in order")),
+        (false, false) => {
+            if let Some(at) = first_missing(dump, &followed.bounds.must, dump.size) {
+                found.push(lost(dump, at, "on its way through the image"));
+            } else if let Some(at) = first_surplus(dump, &followed.bounds.may, dump.size) {
+                found.push(wrong(dump, &format!("came back with cluster {}", at / dump.granularity)));
+            }
+            if followed.recording != dump.recording {
+                found.push(wrong(dump, "came back otherwise enabled than it was"));
+            }
+        }
+        (true, true) => {}
+    }
+}
+
+fn granules(dump: &BitmapDump, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    let size = dump.granularity;
+    (0..length.div_ceil(size)).map(move |index| (index * size, ((index + 1) * size).min(length)))
 }
 
 /// The first bit that is clear though some byte of it is in `must`, as byte offset.
 pub fn first_missing(dump: &BitmapDump, must: &Ranges<bool>, length: u64) -> Option<u64> {
     let set = Ranges::of(&dump.dirty);
-    let granules = 0..length.div_ceil(dump.granularity);
-    let mut starts = granules.map(|granule| granule * dump.granularity);
-    starts.find(|start| must.any(*start, (start + dump.granularity).min(length), true) && !set.at(*start))
+    granules(dump, length).find(|(start, end)| must.any(*start, *end, true) && !set.at(*start)).map(|(start, _)| start)
 }
 
 /// The first bit that is set though no byte of it is in `may`, as byte offset.
 pub fn first_surplus(dump: &BitmapDump, may: &Ranges<bool>, length: u64) -> Option<u64> {
     let set = Ranges::of(&dump.dirty);
-    let granules = 0..length.div_ceil(dump.granularity);
-    let mut starts = granules.map(|granule| granule * dump.granularity);
-    starts.find(|start| set.at(*start) && !may.any(*start, (start + dump.granularity).min(length), true))
+    granules(dump, length).find(|(start, end)| set.at(*start) && !may.any(*start, *end, true)).map(|(start, _)| start)
 }

@@ -2,6 +2,7 @@
 //!
 //! A write counts once it is acknowledged; a failed one, or one that raced with another on the same bytes,
 //! leaves its range unknown until somebody writes it again. An unknown byte is never the ground for a verdict.
+//! What a flush has made durable is still there when the process has been killed.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -28,6 +29,8 @@ pub struct Request {
     content: Runs,
     /// A request that changes the same bytes overlapped with this one.
     raced: bool,
+    /// Of a flush: what it makes durable.
+    flushes: Option<Image>,
 }
 
 impl Request {
@@ -45,13 +48,20 @@ impl Request {
 pub struct Disks {
     images: BTreeMap<Rc<str>, Image>,
     open: BTreeMap<u64, Request>,
+    /// What survives a kill, by disk.
+    durable: BTreeMap<Rc<str>, Image>,
     initial: Option<u8>,
 }
 
 impl Disks {
     /// Disks that begin as zeros, or unknown.
     pub fn new(begin_as_zeros: bool) -> Disks {
-        Disks { images: BTreeMap::new(), open: BTreeMap::new(), initial: begin_as_zeros.then_some(0) }
+        Disks {
+            images: BTreeMap::new(),
+            open: BTreeMap::new(),
+            durable: BTreeMap::new(),
+            initial: begin_as_zeros.then_some(0),
+        }
     }
 
     /// What `disk` must hold now.
@@ -79,7 +89,14 @@ impl Disks {
         let (offset, bytes) = range;
         let content = if operation == "write-zeroes" { vec![(bytes, 0)] } else { content.clone() };
         let end = offset + bytes;
-        let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced: false };
+        let flushes = (operation == "flush").then(|| self.settled_image(disk));
+        let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced: false, flushes };
+        if request.changes() {
+            let flushing =
+                self.open.values_mut().filter(|other| other.disk == *disk).filter_map(|o| o.flushes.as_mut());
+            let durable = self.durable.get_mut(disk);
+            flushing.chain(durable).for_each(|image| image.set(offset, bytes, None));
+        }
         for other in self.open.values_mut() {
             if other.overlaps(&request) {
                 request.raced |= other.changes();
@@ -89,10 +106,31 @@ impl Disks {
         self.open.insert(id, request);
     }
 
+    /// What `disk` holds for certain, whatever becomes of the requests under way; nothing is known of one that no
+    /// guest has written.
+    pub fn settled_image(&self, disk: &str) -> Image {
+        let Some(image) = self.images.get(disk) else { return Image::all(None) };
+        let mut image = image.clone();
+        for request in self.changing(disk) {
+            image.set(request.offset, request.end - request.offset, None);
+        }
+        image
+    }
+
+    /// Requests that are not answered yet.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Request> {
+        self.open.values()
+    }
+
     /// A request is answered: the disk is what it is from now on, or a read is judged. Returns the request.
     pub fn end(&mut self, id: u64, error: i32, read: &Runs, found: &mut Vec<Violation>) -> Option<Request> {
-        let request = self.open.remove(&id)?;
-        if request.changes() {
+        let mut request = self.open.remove(&id)?;
+        if let Some(image) = request.flushes.take().filter(|_| error == 0) {
+            self.durable.insert(request.disk.clone(), image);
+        }
+        if request.operation == "discard" && !self.images.contains_key(&request.disk) {
+            // Nobody has written there, and it may be a snapshot, which a discard gives up.
+        } else if request.changes() {
             let initial = self.initial;
             let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
             let known = error == 0 && !request.raced && request.operation != "discard";
@@ -114,12 +152,11 @@ impl Disks {
         Some(request)
     }
 
-    /// The process died: what was not flushed may be lost, and nobody keeps track of that here.
-    pub fn forget(&mut self) {
+    /// The process died: only what was flushed is there for certain.
+    pub fn die(&mut self) {
         self.open.clear();
-        for image in self.images.values_mut() {
-            *image = Image::all(None);
-        }
+        self.images = self.durable.clone();
+        self.initial = None;
     }
 }
 

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use serde_json::Value;
+
 use crate::block::{Driver, NodeId, ReqFlags};
 use crate::qmp::Machine;
 use crate::sim::{BitmapDump, Runs};
@@ -20,8 +22,10 @@ pub struct FinalState {
     pub backing: BTreeMap<Rc<str>, Rc<str>>,
     /// Named bitmaps.
     pub bitmaps: Vec<BitmapDump>,
-    /// Jobs that are still listed.
-    pub jobs: Vec<Rc<str>>,
+    /// Jobs that are still listed, and their states.
+    pub jobs: Vec<(Rc<str>, &'static str)>,
+    /// All events of the machine's life: name and data.
+    pub events: Vec<(&'static str, Value)>,
     /// Filters that no user has added.
     pub stray_filters: Vec<Rc<str>>,
     /// Nodes with anonymous bitmaps, though no filter is left that could own them.
@@ -30,12 +34,21 @@ pub struct FinalState {
     pub blocked: Vec<Rc<str>>,
 }
 
+/// How long a machine is left alone before it is looked at, ns of virtual time: all that can end has ended then.
+const REST: u64 = 3_600_000_000_000;
+
 impl FinalState {
+    /// Lets the machine come to an end with what it is doing.
+    pub async fn rest(machine: &Machine) {
+        machine.block.sim.sleep(REST).await;
+    }
+
     /// Looks at `machine`, reading the nodes that `wanted` names.
     pub async fn look(machine: Rc<Machine>, wanted: Vec<Rc<str>>) -> FinalState {
         let block = &machine.block;
         let mut state = FinalState { bitmaps: block.dump_bitmaps(), ..FinalState::default() };
-        state.jobs = machine.jobs.all().iter().map(|job| job.id.clone()).collect();
+        state.jobs = machine.jobs.all().iter().map(|job| (job.id.clone(), job.status().name())).collect();
+        state.events = machine.events().iter().map(|event| (event.name, event.data.clone())).collect();
         for node in block.live_nodes() {
             let name = node.name.clone();
             if let Some(below) = block.backing_chain_next(node.id) {

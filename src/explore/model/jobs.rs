@@ -54,7 +54,7 @@ pub struct BackupRecord {
 }
 
 /// The states that a job may go to (QEMU's table of transitions, written down again).
-fn may_follow(state: &str, next: &str) -> bool {
+pub(super) fn may_follow(state: &str, next: &str) -> bool {
     let legal: &[&str] = match state {
         "created" => &["running", "aborting", "null"],
         "running" => &["paused", "waiting", "aborting"],
@@ -83,6 +83,17 @@ impl BackupRecord {
         }
         self.started |= next == "running";
         self.states.push(next);
+    }
+
+    /// Whether it must not copy at the moment.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self.states.last(), Some(&("paused" | "waiting" | "pending" | "concluded")))
+    }
+
+    /// Whether a request to `node` of this owner is a copy that the job itself makes.
+    pub fn copies_with(&self, node: &str, owner: &Option<Rc<str>>) -> bool {
+        let is_own = owner.as_deref().and_then(|owner| owner.strip_prefix("job ")) == Some(self.job());
+        is_own && (*node == *self.created.target || *node == *self.created.source)
     }
 
     /// The job sent its last event.
@@ -161,7 +172,8 @@ impl BackupRecord {
     pub fn judge_bitmap(&self, found: &mut Vec<Violation>) {
         let (Some(settled), Some(base)) = (&self.settled, &self.base) else { return };
         let Some(dump) = &settled.dump else { return };
-        let succeeded = self.succeeded.unwrap_or(false);
+        // Without an end there is no outcome to judge by.
+        let Some(succeeded) = self.succeeded else { return };
         let promised = self.promised(base, settled, succeeded);
         let length = self.created.length;
         let (mode, ended) = (self.created.mode, if succeeded { "success" } else { "failure or cancel" });

@@ -4,10 +4,13 @@
 //! guests were told. They must never read the machine's state while it runs; at the end they are shown what
 //! it left ([`final_state`]).
 
+pub mod asked;
 pub mod bitmaps;
 pub mod disks;
+pub mod events;
 pub mod final_state;
 pub mod jobs;
+pub mod qcow2_image;
 pub mod ranges;
 pub mod violation;
 pub mod watch;

@@ -19,6 +19,8 @@ pub enum Invariant {
     Guest,
     /// Legal job transitions, `offset` never above `len`, groups end alike, nothing is left over.
     LifeCycle,
+    /// Refcounts match references, nothing overlaps; after a power cut at most clusters leak.
+    Image,
     /// No deadlock, no livelock, no crash.
     Progress,
     /// What the scenario itself expects.
@@ -27,7 +29,7 @@ pub enum Invariant {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Invariant; 9] = [
+    pub const ALL: [Invariant; 10] = [
         Invariant::PointInTime,
         Invariant::NoLostWrite,
         Invariant::ModePromise,
@@ -35,6 +37,7 @@ impl Invariant {
         Invariant::Fleecing,
         Invariant::Guest,
         Invariant::LifeCycle,
+        Invariant::Image,
         Invariant::Progress,
         Invariant::Expectation,
     ];
@@ -49,6 +52,7 @@ impl Invariant {
             Invariant::Fleecing => "fleecing",
             Invariant::Guest => "guest",
             Invariant::LifeCycle => "life-cycle",
+            Invariant::Image => "image",
             Invariant::Progress => "progress",
             Invariant::Expectation => "expectation",
         }

@@ -8,20 +8,35 @@ use std::rc::Rc;
 use crate::sim::trace::Stamped;
 use crate::sim::{BackupCreated, BitmapDump, Runs, TraceEvent};
 
+use super::asked::Asked;
 use super::bitmaps::{Bitmaps, Bounds, first_missing};
 use super::disks::{Disks, Image, first_difference};
+use super::events::judge_events;
 use super::final_state::FinalState;
 use super::jobs::{BackupRecord, Settled, judge_groups};
 use super::ranges::Ranges;
 use super::violation::{Invariant, Violation};
 
-/// A write to some node under way.
-struct Writing {
+/// A request to some node under way.
+struct Request {
     node: Rc<str>,
     operation: &'static str,
     offset: u64,
     bytes: u64,
-    writes: bool,
+    /// Who is behind it.
+    owner: Option<Rc<str>>,
+}
+
+impl Request {
+    /// Whether it leaves data behind.
+    fn writes(&self) -> bool {
+        matches!(self.operation, "write" | "write-zeroes")
+    }
+
+    /// Whether the disk may be another one after it.
+    fn changes(&self) -> bool {
+        self.writes() || self.operation == "discard"
+    }
 }
 
 /// A snapshot that a filter keeps.
@@ -37,7 +52,7 @@ pub struct Watch {
     bitmaps: Bitmaps,
     jobs: Vec<BackupRecord>,
     snapshots: Vec<Snapshot>,
-    writing: BTreeMap<u64, Writing>,
+    requests: BTreeMap<u64, Request>,
     /// Error numbers that devices gave.
     device_errors: BTreeSet<i32>,
     /// Guests' requests that failed: disk, operation, offset, errno.
@@ -48,23 +63,35 @@ pub struct Watch {
     /// Pairs of a job's state (highest byte) and a device operation that ended in it (the rest).
     pub cells: BTreeSet<u64>,
     killed: bool,
+    /// The machine ended in order and none was started since.
+    closed: bool,
+    /// Only machines change the images.
+    own_images: bool,
+    /// Some filter keeps, or kept, a snapshot.
+    opened_snapshot: bool,
 }
 
+/// ETIMEDOUT.
+const TIMED_OUT: i32 = 110;
+
 impl Watch {
-    /// Nothing seen yet; whether fresh disks read as zeros.
-    pub fn new(begin_as_zeros: bool) -> Watch {
+    /// Nothing seen yet; whether fresh disks read as zeros, and whether only machines change images.
+    pub fn new(begin_as_zeros: bool, own_images: bool) -> Watch {
         Watch {
             disks: Disks::new(begin_as_zeros),
             bitmaps: Bitmaps::default(),
             jobs: Vec::new(),
             snapshots: Vec::new(),
-            writing: BTreeMap::new(),
+            requests: BTreeMap::new(),
             device_errors: BTreeSet::new(),
             guest_errors: Vec::new(),
             found: Vec::new(),
             coverage: BTreeSet::new(),
             cells: BTreeSet::new(),
             killed: false,
+            closed: false,
+            own_images,
+            opened_snapshot: false,
         }
     }
 
@@ -76,9 +103,9 @@ impl Watch {
             }
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
             TraceEvent::RequestBegin { id, node, operation, offset, bytes } => {
-                let writes = matches!(*operation, "write" | "write-zeroes");
-                let writing = Writing { node: node.clone(), operation, offset: *offset, bytes: *bytes, writes };
-                self.writing.insert(*id, writing);
+                let (node, owner) = (node.clone(), stamped.owner.clone());
+                let request = Request { node, offset: *offset, bytes: *bytes, operation, owner };
+                self.request_begins(*id, request);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
             TraceEvent::SnapshotOpened { filter, source } => self.snapshot_opens(filter, source),
@@ -92,8 +119,13 @@ impl Watch {
                     job.end(*len, *offset, !cancelled && !failed, found);
                 }
             }
-            TraceEvent::Bitmaps { list, .. } => self.bitmaps.adopt(list),
+            TraceEvent::Bitmaps { command, arguments, succeeded, list } => {
+                let asked = Asked::read(command, arguments, *succeeded);
+                let (disks, trusted) = (&self.disks, self.device_errors.is_empty());
+                self.bitmaps.adopt(list, &asked, |disk| disks.settled_image(disk), trusted, &mut self.found);
+            }
             TraceEvent::Killed => self.killed(),
+            TraceEvent::ShutDown => self.shut_down(),
             TraceEvent::QmpEvent { .. }
             | TraceEvent::Step { .. }
             | TraceEvent::Bits { .. }
@@ -103,13 +135,6 @@ impl Watch {
 
     fn guest_begins(&mut self, id: u64, disk: &Rc<str>, operation: &'static str, range: (u64, u64), content: &Runs) {
         self.disks.begin(id, disk, operation, range, content);
-        if matches!(operation, "write" | "write-zeroes" | "discard") {
-            let (offset, bytes) = range;
-            self.bitmaps.attempt(disk, offset, bytes);
-            for job in unsettled(&mut self.jobs, disk) {
-                job.since.may.set(offset, bytes, true);
-            }
-        }
     }
 
     fn guest_ends(&mut self, id: u64, error: i32, content: &Runs) {
@@ -117,25 +142,46 @@ impl Watch {
         if error != 0 {
             self.guest_errors.push((request.disk.clone(), request.operation, request.offset, error));
         }
-        // A discard may be ignored, so it only may set bits.
-        if error == 0 && matches!(request.operation, "write" | "write-zeroes") {
-            let (offset, bytes) = (request.offset, request.end - request.offset);
-            self.bitmaps.change(&request.disk, offset, bytes);
-            for job in unsettled(&mut self.jobs, &request.disk) {
-                job.since.must.set(offset, bytes, true);
-            }
-        }
         self.cover(1);
     }
 
+    fn request_begins(&mut self, id: u64, request: Request) {
+        self.closed = false;
+        if request.changes() {
+            self.bitmaps.attempt(&request.node, request.offset, request.bytes);
+            for job in unsettled(&mut self.jobs, &request.node) {
+                job.since.may.set(request.offset, request.bytes, true);
+            }
+        }
+        for job in self.jobs.iter().filter(|job| job.is_at_rest() && job.copies_with(&request.node, &request.owner)) {
+            let state = job.states.last().copied().unwrap_or_default();
+            let text = format!("job {} is {state}, but goes on to copy", job.created.job);
+            self.found.push(Violation::new(Invariant::LifeCycle, &job.created.job, text));
+        }
+        self.requests.insert(id, request);
+    }
+
     fn request_ends(&mut self, id: u64, error: i32) {
-        let Some(done) = self.writing.remove(&id) else { return };
+        let Some(done) = self.requests.remove(&id) else { return };
         self.cover_operation(&done, error);
+        if done.changes() {
+            // Bits are set when a request is over, also for one that failed half-way.
+            self.bitmaps.attempt(&done.node, done.offset, done.bytes);
+            for job in unsettled(&mut self.jobs, &done.node) {
+                job.since.may.set(done.offset, done.bytes, true);
+            }
+            if error == 0 {
+                self.bitmaps.change(&done.node, done.offset, done.bytes);
+                for job in unsettled(&mut self.jobs, &done.node) {
+                    job.since.must.set(done.offset, done.bytes, true);
+                }
+            }
+        }
         if error != 0 {
             if !self.snapshots.iter().any(|snapshot| snapshot.filter == done.node) {
                 self.device_errors.insert(error);
             }
-        } else if done.writes {
+        } else if done.writes() {
             let jobs = self.jobs.iter_mut().filter(|job| job.created.target == done.node && !job.overwritten);
             for job in jobs {
                 job.copied.set(done.offset, done.bytes, true);
@@ -148,6 +194,7 @@ impl Watch {
         for request in self.disks.changing(source) {
             image.set(request.offset, request.end - request.offset, None);
         }
+        self.opened_snapshot = true;
         self.snapshots.retain(|snapshot| snapshot.filter != *filter);
         self.snapshots.push(Snapshot { filter: filter.clone(), source: source.clone(), image });
     }
@@ -169,7 +216,7 @@ impl Watch {
         let base = dump.map(|dump| followed.map_or_else(|| Bounds::exactly(dump), |followed| followed.bounds.clone()));
         self.jobs.push(BackupRecord {
             created: created.clone(),
-            point: self.disks.image(&created.source),
+            point: self.point_in_time(created),
             base,
             recording: dump.is_some_and(|dump| dump.recording),
             since: Bounds::none(),
@@ -182,6 +229,17 @@ impl Watch {
         });
     }
 
+    /// What the job is to copy: the disk as it is, or what a snapshot shows of it.
+    fn point_in_time(&self, created: &BackupCreated) -> Image {
+        match &created.snapshot {
+            None => self.disks.image(&created.source),
+            Some(filter) => {
+                let snapshot = self.snapshots.iter().find(|snapshot| snapshot.filter == *filter);
+                snapshot.map_or_else(|| Image::all(None), |snapshot| snapshot.image.clone())
+            }
+        }
+    }
+
     fn backup_settled(&mut self, id: &str, success: bool, bitmap: &Option<Rc<BitmapDump>>) {
         let Some(job) = live(&mut self.jobs, id) else { return };
         let (since, copied) = (job.since.clone(), job.copied.clone());
@@ -189,10 +247,10 @@ impl Watch {
         if let Some(dump) = bitmap {
             // Requests under way have not reached the bitmap yet, but will.
             let mut coming = Bounds::none();
-            for request in self.disks.changing(&job.created.source) {
-                coming.may.set(request.offset, request.end - request.offset, true);
+            for request in self.requests.values().filter(|one| one.changes() && one.node == job.created.source) {
+                coming.may.set(request.offset, request.bytes, true);
             }
-            self.bitmaps.give_back(dump, &coming, job.created.length);
+            self.bitmaps.give_back(dump, &coming, self.disks.settled_image(&job.created.source));
         }
     }
 
@@ -202,6 +260,11 @@ impl Watch {
             && status != "created"
         {
             job.go_to(status, found);
+            let copying = self.requests.values().any(|one| job.copies_with(&one.node, &one.owner));
+            if job.is_at_rest() && copying {
+                let text = format!("job {id} is {status} while it still copies");
+                found.push(Violation::new(Invariant::LifeCycle, id, text));
+            }
             if status == "concluded" && job.succeeded.is_none() {
                 // It never ran, so nobody was told of its end.
                 job.succeeded = Some(false);
@@ -212,10 +275,25 @@ impl Watch {
 
     fn killed(&mut self) {
         self.killed = true;
-        self.disks.forget();
-        self.bitmaps.forget();
-        self.writing.clear();
+        self.disks.die();
+        self.end_process(true);
+    }
+
+    fn shut_down(&mut self) {
+        self.end_process(false);
+        self.closed = true;
+    }
+
+    fn end_process(&mut self, killed: bool) {
+        self.bitmaps.end_process(killed);
+        if !self.own_images {
+            self.bitmaps.forget_stored();
+        }
+        self.requests.clear();
         self.snapshots.clear();
+        if !killed {
+            return;
+        }
         for job in &mut self.jobs {
             job.overwritten = true;
             job.states.push("null");
@@ -223,7 +301,7 @@ impl Watch {
     }
 
     /// Notes in which state each job is when a request ends, well or not: a place where a fault can strike.
-    fn cover_operation(&mut self, done: &Writing, error: i32) {
+    fn cover_operation(&mut self, done: &Request, error: i32) {
         let mut hash = Fnv::new(u64::from(error != 0));
         done.node.bytes().chain(done.operation.bytes()).for_each(|byte| hash.add(u64::from(byte)));
         let states = self.jobs.iter().filter_map(|job| job.states.last()).filter(|state| **state != "null");
@@ -246,7 +324,7 @@ impl Watch {
                 hash.add(run.start ^ run.end << 32);
             }
         }
-        hash.add(self.writing.len() as u64);
+        hash.add(self.requests.values().filter(|request| request.changes()).count() as u64);
         self.coverage.insert(hash.0);
     }
 
@@ -276,13 +354,40 @@ impl Watch {
             self.judge_disks(state, &mut found);
             self.judge_bitmaps(state, &mut found);
             self.judge_leftovers(state, &mut found);
+            self.judge_progress(state, &mut found);
+            judge_events(&state.events, &self.jobs, &mut found);
         }
         found
     }
 
+    /// Whether images are closed in order, by a machine whose devices never failed.
+    pub fn is_closed(&self) -> bool {
+        self.closed && self.device_errors.is_empty() && !self.killed
+    }
+
+    /// Jobs and requests that had all the time of the world and are not over.
+    fn judge_progress(&self, state: &FinalState, found: &mut Vec<Violation>) {
+        for (id, status) in &state.jobs {
+            let endless = self.jobs.iter().any(|job| job.created.job == *id && job.created.sync == "none");
+            if matches!(*status, "created" | "running" | "aborting") && !endless {
+                let text = format!("job {id} is {status} and nothing happens any more");
+                found.push(Violation::new(Invariant::Progress, id, text));
+            }
+        }
+        for request in self.disks.unanswered() {
+            let text = format!(
+                "a guest's {} of disk {} at byte {} is never answered",
+                request.operation, request.disk, request.offset
+            );
+            found.push(Violation::new(Invariant::Progress, &request.disk, text));
+        }
+    }
+
     fn judge_guests(&self, found: &mut Vec<Violation>) {
         for (disk, operation, offset, error) in &self.guest_errors {
-            if !self.device_errors.contains(error) && !self.killed {
+            // A filter with a time limit fails a write that had to wait too long.
+            let timed_out = *error == TIMED_OUT && self.opened_snapshot;
+            if !self.device_errors.contains(error) && !self.killed && !timed_out {
                 let text = format!(
                     "a guest's {operation} of disk {disk} at byte {offset} failed with errno {error}, which no device gave"
                 );
@@ -350,13 +455,14 @@ impl Watch {
     fn judge_bitmaps(&self, state: &FinalState, found: &mut Vec<Violation>) {
         for dump in &state.bitmaps {
             let Some(followed) = self.bitmaps.get(&dump.node, &dump.name) else { continue };
-            let length = dump.dirty.iter().map(|(offset, bytes)| offset + bytes).max().unwrap_or(0);
-            let written = followed.bounds.must.within(0, u64::MAX).filter(|run| run.value).map(|run| run.end).max();
-            let length = length.max(written.unwrap_or(0));
-            if let Some(at) = first_missing(dump, &followed.bounds.must, length)
-                && followed.recording
-                && !dump.busy
-            {
+            if !followed.recording || dump.busy {
+                continue;
+            }
+            let mut must = followed.bounds.must.clone();
+            if let Some(content) = state.content.get(&dump.node) {
+                must.add(&changed_bytes(&followed.seen, content), dump.size);
+            }
+            if let Some(at) = first_missing(dump, &must, dump.size) {
                 let cluster = at / dump.granularity;
                 let text =
                     format!("bitmap {} of disk {} lacks cluster {cluster}, which was written", dump.name, dump.node);
@@ -378,6 +484,19 @@ impl Watch {
             found.push(Violation::new(Invariant::LifeCycle, name, text));
         }
     }
+}
+
+/// Where `content` is certainly not what `image` had.
+fn changed_bytes(image: &Image, content: &Runs) -> Ranges<bool> {
+    let mut changed = Ranges::all(false);
+    let mut at = 0;
+    for (bytes, found) in content {
+        for run in image.within(at, at + bytes).filter(|run| run.value.is_some_and(|value| value != *found)) {
+            changed.set(run.start, run.end - run.start, true);
+        }
+        at += bytes;
+    }
+    changed
 }
 
 /// The newest job called `id`, unless it is gone.

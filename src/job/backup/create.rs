@@ -229,9 +229,14 @@ fn announce(job: &Job, target: &Node, options: &BackupOptions) {
             sync: options.sync.name(),
             mode: backup.bitmap_mode.name(),
             bitmap: backup.bitmap.and_then(|id| block.dump_bitmap(backup.source, id)),
+            snapshot: block.snapshot_filter(backup.source).map(|filter| block.node(filter).name.clone()),
             cluster: backup.copy.cluster_size,
             length: backup.length,
             group: job.txn().group(),
+            on_source_error: options.on_source_error.name(),
+            on_target_error: options.on_target_error.name(),
+            auto_finalize: options.auto_finalize,
+            auto_dismiss: options.auto_dismiss,
         }))
     });
 }

@@ -1,0 +1,121 @@
+//! What the user asked to be done with bitmaps: commands and transactions, read from their arguments.
+//!
+//! A command that failed has asked for nothing. This only reads JSON; what it means for a bitmap is judged in
+//! [`super::bitmaps`].
+
+use serde_json::{Map, Value};
+
+use crate::sim::BitmapDump;
+
+use super::bitmaps::{Bounds, Key};
+use super::ranges::Ranges;
+
+/// One wish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wish {
+    /// Added, cleared, or removed and perhaps added again: its content starts anew.
+    Fresh,
+    /// Removed.
+    Removed,
+    /// Enabled or disabled.
+    Switched,
+    /// Another one is merged into it: node and name.
+    Merged(String, String),
+}
+
+/// All wishes of a command, in their order.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    wishes: Vec<((String, String), Wish)>,
+    /// Nodes may have been closed, and bitmaps with them.
+    pub may_close: bool,
+}
+
+/// What a command did to one bitmap.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Its content started anew.
+    pub fresh: bool,
+    /// It was enabled or disabled.
+    pub switched: bool,
+    /// What was merged into it.
+    pub merged: Bounds,
+}
+
+impl Asked {
+    /// What `command` asked for.
+    pub fn read(command: &str, arguments: &Map<String, Value>, succeeded: bool) -> Asked {
+        let mut asked = Asked { may_close: matches!(command, "blockdev-del" | "blockdev-reopen"), ..Asked::default() };
+        if !succeeded {
+            return asked;
+        }
+        if command == "transaction" {
+            for action in arguments.get("actions").and_then(Value::as_array).into_iter().flatten() {
+                if let (Some(kind), Some(data)) = (action["type"].as_str(), action["data"].as_object()) {
+                    asked.add(kind, data);
+                }
+            }
+        } else {
+            asked.add(command, arguments);
+        }
+        asked
+    }
+
+    fn add(&mut self, command: &str, data: &Map<String, Value>) {
+        let text = |key: &str| data.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (node, name) = (text("node"), text("name"));
+        let wish = match command {
+            "block-dirty-bitmap-add" | "block-dirty-bitmap-clear" => Wish::Fresh,
+            "block-dirty-bitmap-remove" => Wish::Removed,
+            "block-dirty-bitmap-enable" | "block-dirty-bitmap-disable" => Wish::Switched,
+            "block-dirty-bitmap-merge" => {
+                let target = (node.clone(), text("target"));
+                for source in data.get("bitmaps").and_then(Value::as_array).into_iter().flatten() {
+                    let (from, name) = match source {
+                        Value::String(name) => (node.clone(), name.clone()),
+                        other => (
+                            other["node"].as_str().unwrap_or_default().to_owned(),
+                            other["name"].as_str().unwrap_or_default().to_owned(),
+                        ),
+                    };
+                    self.wishes.push((target.clone(), Wish::Merged(from, name)));
+                }
+                return;
+            }
+            _ => return,
+        };
+        self.wishes.push(((node, name), wish));
+    }
+
+    fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Wish> {
+        let own = self.wishes.iter().filter(|(wished, _)| wished.0 == *key.0 && wished.1 == *key.1);
+        own.map(|(_, wish)| wish)
+    }
+
+    /// Whether a bitmap was removed.
+    pub fn removes(&self, key: &Key) -> bool {
+        self.of(key).any(|wish| *wish == Wish::Removed)
+    }
+
+    /// What became of a bitmap that is there, if it was touched; `list` is all that there is.
+    pub fn change(&self, key: &Key, list: &[BitmapDump]) -> Option<Change> {
+        self.of(key).next()?;
+        let mut change = Change { fresh: false, switched: false, merged: Bounds::none() };
+        for wish in self.of(key) {
+            match wish {
+                Wish::Fresh | Wish::Removed => change.fresh = true,
+                Wish::Switched => change.switched = true,
+                Wish::Merged(node, name) => {
+                    let source = list.iter().find(|dump| *dump.node == **node && *dump.name == **name);
+                    // A source that is gone, or that was changed by the same transaction, may have had anything.
+                    let touched = self.wishes.iter().any(|(wished, _)| wished.0 == *node && wished.1 == *name);
+                    match source.filter(|_| !touched) {
+                        Some(source) => change.merged.add(&Bounds::exactly(source), u64::MAX),
+                        None => change.merged.may = Ranges::of(&[(0, u64::MAX)]),
+                    }
+                }
+            }
+        }
+        Some(change)
+    }
+}
