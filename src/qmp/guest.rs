@@ -44,7 +44,7 @@ impl Machine {
         let command = match parse(line) {
             Ok(command) => command,
             Err(ParseError::Out(text) | ParseError::Err(text)) => {
-                self.block.print(&text);
+                self.block.print(text);
                 return String::new();
             }
         };

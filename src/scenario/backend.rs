@@ -4,11 +4,15 @@
 //! events as they are, with image files under the names the scenario has for them
 //! (`TEST_DIR/PID-NAME`), and the runner decides what is written.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
+
+use crate::block::Printed;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
 
@@ -70,10 +74,9 @@ pub struct ImageSpec {
 }
 
 /// What a qemu-io command gave.
-#[derive(Clone, Debug, PartialEq)]
 pub struct QemuIoReply {
     /// What qemu-io itself printed, with its newlines, the line with the rate included.
-    pub output: String,
+    pub output: Printed,
     /// The reply of `human-monitor-command`.
     pub reply: Value,
 }
@@ -93,11 +96,9 @@ pub struct QemuImgOutput {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// Its name.
-    pub name: String,
-    /// Its data; an empty map if it has none.
-    pub data: Value,
-    /// All of it as on the wire, `event` and `data` included.
-    pub raw: Value,
+    pub name: Cow<'static, str>,
+    /// Its data; null if it has none.
+    pub data: Rc<Value>,
 }
 
 /// What a workload did.

@@ -242,7 +242,7 @@ impl Backend for SimBackend {
     async fn shutdown(&self) -> Result<(), RunError> {
         let machine = self.machine()?;
         let ending = machine.clone();
-        machine.in_monitor(async move { ending.shutdown().await }).await;
+        machine.in_monitor(Box::pin(async move { ending.shutdown().await })).await;
         self.retire();
         Ok(())
     }
@@ -268,7 +268,7 @@ impl Backend for SimBackend {
             machine.guest_command(node, command).await
         } else {
             let (handler, node, line) = (machine.clone(), node.to_owned(), command.to_owned());
-            let said = machine.in_monitor(async move { handler.qemu_io(&node, &line).await }).await;
+            let said = machine.in_monitor(Box::pin(async move { handler.qemu_io(&node, &line).await })).await;
             said.unwrap_or_default()
         };
         // Everything since the last command, as somebody sees it who reads the process's output.
@@ -285,8 +285,7 @@ impl Backend for SimBackend {
         let machine = self.watched()?;
         let events = machine.events();
         let event = events.get(index)?;
-        let data = if event.data.is_null() { json!({}) } else { event.data.clone() };
-        Some(Event { name: event.name.to_owned(), data, raw: event.to_value() })
+        Some(Event { name: event.name.into(), data: event.data.clone() })
     }
 
     async fn wait_event(&self, index: usize, timeout_ns: u64) -> Result<bool, RunError> {
@@ -370,7 +369,7 @@ impl Backend for SimBackend {
             && let Ok(machine) = self.machine()
         {
             let ending = machine.clone();
-            machine.in_monitor(async move { ending.drop_guests().await }).await;
+            machine.in_monitor(Box::pin(async move { ending.drop_guests().await })).await;
         }
         failure.take().map_or(Ok(()), Err)
     }

@@ -27,13 +27,9 @@ impl Machine {
             for edge in node.parents.borrow().iter() {
                 let Parent::Backend(backend) = &edge.parent else { continue };
                 let Some(name) = &backend.name else { continue };
-                devices.push(json!({
-                    "device": &**name,
-                    "locked": false,
-                    "removable": false,
-                    "type": "unknown",
-                    "inserted": self.node_info(&node, false),
-                }));
+                let mut device = json!({"device": &**name, "locked": false, "removable": false, "type": "unknown"});
+                device["inserted"] = self.node_info(&node, false);
+                devices.push(device);
             }
         }
         Ok(devices.into())
@@ -58,8 +54,8 @@ impl Machine {
             "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
             "write_threshold": 0,
             "cache": {"writeback": true, "direct": options.direct, "no-flush": options.no_flush},
-            "image": self.image_info(node, flat),
         });
+        info["image"] = self.image_info(node, flat);
         if self.block.quirks.since_9 {
             info["active"] = true.into();
         }
@@ -110,7 +106,9 @@ impl Machine {
         }
         if let Some(qcow2) = node.qcow2() {
             image["cluster-size"] = qcow2.cluster_size().into();
-            image["format-specific"] = json!({"type": "qcow2", "data": specific_info(&qcow2.info())});
+            let mut specific = json!({"type": "qcow2"});
+            specific["data"] = specific_info(&qcow2.info());
+            image["format-specific"] = specific;
             if let Some(backing) = qcow2.backing_name() {
                 image["backing-filename"] = backing.clone().into();
                 image["full-backing-filename"] = self.block.relative_to(node, &backing).into();

@@ -73,7 +73,7 @@ impl Machine {
         let command = match parse(line) {
             Ok(command) => command,
             Err(ParseError::Out(text)) => {
-                self.block.print(&text);
+                self.block.print(text);
                 return String::new();
             }
             Err(ParseError::Err(text)) => {
