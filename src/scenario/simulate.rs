@@ -19,7 +19,8 @@ use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
 use super::backend::{
-    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition, WorkloadSummary,
+    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition,
+    WorkloadSummary, no_nodes,
 };
 use super::run::{CaseOutcome, Ending, Recorder, run_recorded};
 use super::{Case, ast, values};
@@ -260,6 +261,14 @@ impl Backend for SimBackend {
             self.retire();
         }
         Ok(reply)
+    }
+
+    async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
+        let machine = self.machine()?;
+        let handler = machine.clone();
+        // The same moment in the monitor as the whole command has; all that it tells of a node is not put together.
+        let told = machine.in_monitor(Box::pin(async move { handler.query_bitmaps() })).await;
+        told.unwrap_or_else(|| Err("the machine is gone".into())).map_err(|error| no_nodes(&error.to_value()))
     }
 
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {

@@ -1,11 +1,13 @@
 //! What nodes look like from outside: query-named-block-nodes and query-block (`block/qapi.c`).
 
-use serde_json::{Value, json};
+use std::rc::Rc;
+
+use serde_json::{Map, Value, json};
 
 use crate::block::qcow2::Qcow2Info;
 use crate::block::{DetectZeroes, Driver, Node, Parent};
 use crate::qmp::args::Args;
-use crate::qmp::error::QmpResult;
+use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
 
 impl Machine {
@@ -13,11 +15,25 @@ impl Machine {
     pub(in crate::qmp) fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
         let flat = args.opt_bool("flat")?.unwrap_or(false);
         args.finish()?;
+        Ok(self.nodes_to_tell()?.iter().map(|node| self.node_info(node, flat)).collect())
+    }
+
+    /// The part of query-named-block-nodes that is asked for most: the bitmaps of each node that has any.
+    pub fn query_bitmaps(&self) -> Result<Map<String, Value>, QmpError> {
+        let nodes = self.nodes_to_tell();
+        self.send_notices();
+        let nodes = nodes?;
+        let told = nodes.iter().map(|node| (node.name.to_string(), bitmaps_info(node)));
+        Ok(told.filter(|(_, bitmaps)| !bitmaps.is_empty()).map(|(name, bitmaps)| (name, bitmaps.into())).collect())
+    }
+
+    /// All nodes, newest first; an error if one can't be told of.
+    fn nodes_to_tell(&self) -> Result<Vec<Rc<Node>>, QmpError> {
         let nodes = self.block.live_nodes();
-        if let Some(ejected) = nodes.iter().find(|node| node.ejected.get()) {
-            return Err(format!("Block device {} is ejected", ejected.name).into());
+        match nodes.iter().find(|node| node.ejected.get()) {
+            Some(ejected) => Err(format!("Block device {} is ejected", ejected.name).into()),
+            None => Ok(nodes),
         }
-        Ok(nodes.iter().map(|node| self.node_info(node, flat)).collect())
     }
 
     /// query-block: the named backends with what is inserted in them.

@@ -133,24 +133,8 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    /// The bitmaps of every node that has any, by node.
-    async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
-        // Flat: what lies below a node is not described again inside it; the bitmaps are the same.
-        let flat = Map::from_iter([("flat".to_owned(), Value::Bool(true))]);
-        let mut reply = self.backend.execute("query-named-block-nodes", &flat).await?;
-        let Some(Value::Array(nodes)) = reply.get_mut("return") else {
-            let message = format!("query-named-block-nodes failed: {}", dumps(&reply, None));
-            return Err(RunError::failed(message));
-        };
-        let with_bitmaps = nodes.iter_mut().filter_map(|node| {
-            let name = node.get("node-name")?.as_str()?.to_owned();
-            Some((name, node.get_mut("dirty-bitmaps")?.take()))
-        });
-        Ok(with_bitmaps.collect())
-    }
-
     async fn query_bitmaps(&self, step: &Step) -> Result<(), RunError> {
-        let bitmaps = self.bitmaps().await?;
+        let bitmaps = self.backend.bitmaps().await?;
         self.log(step, &dumps(&Value::Object(Map::from_iter([("bitmaps".to_owned(), bitmaps.into())])), Some(2)));
         Ok(())
     }
@@ -158,7 +142,7 @@ impl<B: Backend> Runner<B> {
     async fn expect_bitmap(&self, step: &Step, expect: &ExpectBitmap) -> Result<(), RunError> {
         let node: &str = &expect.expect_bitmap;
         let wanted = expect.name.as_deref().unwrap_or("");
-        let bitmaps = self.bitmaps().await?;
+        let bitmaps = self.backend.bitmaps().await?;
         let of_node = bitmaps.get(node).and_then(Value::as_array);
         let found = of_node.into_iter().flatten().find(|bitmap| {
             let name = bitmap.get("name").and_then(Value::as_str).unwrap_or("");
