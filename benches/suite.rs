@@ -1,16 +1,20 @@
-//! What the users of backsim wait for: the 257 suite, a backup of a huge disk, a busy guest.
+//! What the users of backsim wait for: the 257 suite, a backup of a huge disk, a busy guest, exploration.
 //!
-//! Everything goes through scenario text and the same run function as the command line.
+//! Everything goes through scenario text and the same functions as the command line. `docs/speed.md` has the
+//! targets and the figures.
 
 use std::hint::black_box;
 
 use backsim::cli::engine::{RunOptions, simulated};
+use backsim::explore::parallel::search_on;
+use backsim::explore::{Kind, Plan, Setup, Tally};
 use backsim::scenario::run::Ending;
 use backsim::scenario::{Case, parse};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const SYNC: &str = include_str!("../scenarios/257-bitmap-sync.yaml");
 const API: &str = include_str!("../scenarios/257-api-failures.yaml");
+const WRITERS: &str = include_str!("../scenarios/explore/writers.yaml");
 
 fn cases(text: &str) -> Vec<Case> {
     let scenario = parse("bench.yaml", text).expect("the scenario has no mistakes");
@@ -107,5 +111,49 @@ fn guest(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, suite, huge, guest);
+/// Three guests write to a disk of 64 clusters while four workers copy it.
+const WIDE: &str = "
+steps:
+  - {image: disk, format: raw, size: 4M}
+  - {image: target, format: raw, size: 4M}
+  - vm: launch
+  - execute: blockdev-add
+    arguments: {driver: file, node-name: disk, filename: TEST_DIR/PID-disk}
+    log: none
+  - execute: blockdev-add
+    arguments: {driver: file, node-name: target, filename: TEST_DIR/PID-target}
+    log: none
+  - {qemu-io: disk, command: write -P 1 0 4M, log: none}
+  - concurrently:
+      client:
+        - execute: blockdev-backup
+          arguments: {job-id: job0, device: disk, target: target, sync: full, x-perf: {max-workers: 4, max-chunk: 65536}}
+          log: none
+        - {wait-event: JOB_STATUS_CHANGE, match: {id: job0, status: 'null'}, log: none}
+      guest1: [{qemu-io: disk, commands: [write -P 2 0 64k, write -P 3 2M 64k], log: none}]
+      guest2: [{qemu-io: disk, commands: [write -P 4 1M 64k, write -P 5 3M 64k], log: none}]
+      guest3: [{qemu-io: disk, commands: [write -P 6 64k 64k, write -P 7 4032k 64k], log: none}]
+";
+
+/// Schedules a second by random walk. A search makes one run more than it counts: the one in QEMU's own order.
+fn exploration(c: &mut Criterion) {
+    let mut group = c.benchmark_group("exploration");
+    group.sample_size(10);
+    for (name, text, schedules, threads) in
+        [("4 clusters", WRITERS, 200, 1), ("4 clusters, 2 threads", WRITERS, 400, 2), ("64 clusters", WIDE, 50, 1)]
+    {
+        let plan = Plan::new(Kind::Random, 0, schedules);
+        let make = || Setup::new(cases(text).swap_remove(0), Vec::new());
+        group.throughput(Throughput::Elements(schedules));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let tally = search_on(threads, &make, &plan, Tally::default(), &|| true, &mut |_| {});
+                assert_eq!(tally.runs, schedules, "a violation ended the search");
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, suite, huge, guest, exploration);
 criterion_main!(benches);

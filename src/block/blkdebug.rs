@@ -192,7 +192,7 @@ impl Blkdebug {
 
     async fn suspend(&self, block: &Rc<Block>, tag: String) {
         let Some(task) = block.sim.current() else { return };
-        block.print(&format!("blkdebug: Suspended request '{tag}'\n"));
+        block.print(format!("blkdebug: Suspended request '{tag}'\n"));
         self.suspended.borrow_mut().insert(0, Suspended { tag, task });
         block.sim.park("a blkdebug breakpoint to be resumed").await;
     }
@@ -244,7 +244,7 @@ impl Blkdebug {
         let index = suspended.iter().position(|s| s.tag == tag).ok_or(Errno::ENOENT)?;
         let request = suspended.remove(index);
         drop(suspended);
-        block.print(&format!("blkdebug: Resuming request '{tag}'\n"));
+        block.print(format!("blkdebug: Resuming request '{tag}'\n"));
         block.sim.wake(request.task);
         Ok(())
     }

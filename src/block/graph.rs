@@ -18,6 +18,7 @@ use super::faults::Faults;
 use super::file::FileLocks;
 use super::flags::Perm;
 use super::node::{Driver, Edge, JobParent, Node, NodeId, NodeOptions, Parent, Role};
+use super::printed::Printed;
 use super::timing::Timing;
 
 /// The block layer of one QEMU process (or of one run of qemu-img).
@@ -37,7 +38,7 @@ pub struct Block {
     /// What the process has written to its standard error.
     pub stderr: RefCell<String>,
     /// What it has written to its standard output (qemu-io's reports).
-    pub stdout: RefCell<String>,
+    pub stdout: RefCell<Printed>,
     /// `BLOCK_IMAGE_CORRUPTED` and the like, for the layer that knows QMP.
     pub notices: RefCell<Vec<Notice>>,
     /// The program's name in front of warnings.
@@ -364,9 +365,9 @@ impl Block {
         stderr.push('\n');
     }
 
-    /// Writes text to the process's standard output.
-    pub fn print(&self, text: &str) {
-        self.stdout.borrow_mut().push_str(text);
+    /// Writes to the process's standard output.
+    pub fn print(&self, text: impl Into<Printed>) {
+        self.stdout.borrow_mut().append(text.into());
     }
 
     /// A fresh number for an op blocker's owner or a job.

@@ -29,16 +29,17 @@ async fn subcommand(process: &Process, args: &[String]) -> Outcome<i32> {
         return Err(usage(&quirks, None, "Not enough arguments"));
     };
     let reader = |table: &'static [Opt]| Reader { quirks: &quirks, subcommand: name, table };
+    // Each on the heap: the frame of one must not be as large as that of the largest.
     match name.as_str() {
-        "bitmap" => bitmap::run(process, &reader(bitmap::OPTIONS), args).await,
-        "check" => check::run(process, &reader(check::OPTIONS), args).await,
-        "compare" => compare::run(process, &reader(compare::OPTIONS), args).await,
-        "convert" => convert::run(process, &reader(convert::OPTIONS), args).await,
-        "create" => create::run(process, &reader(create::OPTIONS), args).await,
-        "info" => info::run(process, &reader(info::OPTIONS), args).await,
-        "map" => map::run(process, &reader(map::OPTIONS), args).await,
-        "rebase" => rebase::run(process, &reader(rebase::OPTIONS), args).await,
-        "resize" => resize::run(process, &reader(resize::OPTIONS), args).await,
+        "bitmap" => Box::pin(bitmap::run(process, &reader(bitmap::OPTIONS), args)).await,
+        "check" => Box::pin(check::run(process, &reader(check::OPTIONS), args)).await,
+        "compare" => Box::pin(compare::run(process, &reader(compare::OPTIONS), args)).await,
+        "convert" => Box::pin(convert::run(process, &reader(convert::OPTIONS), args)).await,
+        "create" => Box::pin(create::run(process, &reader(create::OPTIONS), args)).await,
+        "info" => Box::pin(info::run(process, &reader(info::OPTIONS), args)).await,
+        "map" => Box::pin(map::run(process, &reader(map::OPTIONS), args)).await,
+        "rebase" => Box::pin(rebase::run(process, &reader(rebase::OPTIONS), args)).await,
+        "resize" => Box::pin(resize::run(process, &reader(resize::OPTIONS), args)).await,
         option if option.starts_with('-') => {
             Err(not_modelled(&format!("option '{option}'"), "a subcommand comes first"))
         }

@@ -32,7 +32,7 @@ use serde_json::{Map, Value};
 
 use crate::block::FileLocks;
 use crate::quirks::Quirks;
-use crate::sim::Sim;
+use crate::sim::{LocalFuture, Sim};
 use crate::store::Host;
 
 use process::Process;
@@ -101,7 +101,7 @@ pub struct NewImage {
 pub async fn run(env: &ImgEnv, args: &[String]) -> ImgOutput {
     let process = Rc::new(Process::new(env));
     let (inner, args) = (process.clone(), args.to_vec());
-    let status = in_main_loop(&env.sim, async move { dispatch::dispatch(&inner, &args).await }).await;
+    let status = in_main_loop(&env.sim, Box::pin(async move { dispatch::dispatch(&inner, &args).await })).await;
     process.end(status)
 }
 
@@ -137,7 +137,7 @@ pub async fn create_for_scenario(env: &ImgEnv, image: &NewImage) -> Result<(), S
 
 /// Runs main-loop code for an actor, which waits; none if the machine that drives the event loop was
 /// killed meanwhile.
-async fn in_main_loop<T: 'static>(sim: &Sim, work: impl Future<Output = T> + 'static) -> Option<T> {
+async fn in_main_loop<T: 'static>(sim: &Sim, work: LocalFuture<T>) -> Option<T> {
     let me = sim.current()?;
     let slot: Rc<Cell<Option<T>>> = Rc::new(Cell::new(None));
     let (result, waker) = (slot.clone(), sim.clone());

@@ -79,12 +79,16 @@ impl Process {
     /// The end of the process; without a status it was killed.
     pub(super) fn end(&self, status: Option<i32>) -> ImgOutput {
         self.block.abandon();
-        ImgOutput { stdout: self.block.stdout.take(), stderr: self.block.stderr.take(), status: status.unwrap_or(137) }
+        ImgOutput {
+            stdout: self.block.stdout.take().into_text(),
+            stderr: self.block.stderr.take(),
+            status: status.unwrap_or(137),
+        }
     }
 
     /// Writes to standard output.
     pub(super) fn print(&self, text: &str) {
-        self.block.print(text);
+        self.block.print(text.to_owned());
     }
 
     /// Writes a message to standard error (`error_report`).

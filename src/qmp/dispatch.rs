@@ -146,17 +146,18 @@ impl Machine {
     }
 
     async fn dispatch_one(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+        // Each on the heap: the frame of one must not be as large as that of the largest.
         match command {
-            "blockdev-add" => self.blockdev_add(arguments).await,
-            "blockdev-del" => self.blockdev_del(arguments).await,
+            "blockdev-add" => Box::pin(self.blockdev_add(arguments)).await,
+            "blockdev-del" => Box::pin(self.blockdev_del(arguments)).await,
             "blockdev-create" => self.blockdev_create(arguments),
-            "blockdev-reopen" => self.blockdev_reopen(arguments).await,
-            "blockdev-snapshot" => self.single_snapshot(arguments, false).await,
-            "blockdev-snapshot-sync" => self.single_snapshot(arguments, true).await,
-            "block_resize" => self.block_resize(arguments).await,
-            "blockdev-backup" => self.single_backup(arguments, false).await,
-            "drive-backup" => self.single_backup(arguments, true).await,
-            "transaction" => self.transaction(arguments).await,
+            "blockdev-reopen" => Box::pin(self.blockdev_reopen(arguments)).await,
+            "blockdev-snapshot" => Box::pin(self.single_snapshot(arguments, false)).await,
+            "blockdev-snapshot-sync" => Box::pin(self.single_snapshot(arguments, true)).await,
+            "block_resize" => Box::pin(self.block_resize(arguments)).await,
+            "blockdev-backup" => Box::pin(self.single_backup(arguments, false)).await,
+            "drive-backup" => Box::pin(self.single_backup(arguments, true)).await,
+            "transaction" => Box::pin(self.transaction(arguments)).await,
             "block-job-change" if !self.block.quirks.since_9 => Err(not_found(command)),
             "block-dirty-bitmap-add"
             | "block-dirty-bitmap-remove"
@@ -164,9 +165,9 @@ impl Machine {
             | "block-dirty-bitmap-enable"
             | "block-dirty-bitmap-disable"
             | "block-dirty-bitmap-merge"
-            | "x-debug-block-dirty-bitmap-sha256" => self.bitmap_command(command, arguments).await,
+            | "x-debug-block-dirty-bitmap-sha256" => Box::pin(self.bitmap_command(command, arguments)).await,
             "job-pause" | "job-resume" | "job-cancel" | "job-complete" | "job-finalize" | "job-dismiss" => {
-                self.job_command(command, arguments).await
+                Box::pin(self.job_command(command, arguments)).await
             }
             "block-job-pause"
             | "block-job-resume"
@@ -175,11 +176,11 @@ impl Machine {
             | "block-job-finalize"
             | "block-job-dismiss"
             | "block-job-set-speed"
-            | "block-job-change" => self.block_job_command(command, arguments).await,
-            "human-monitor-command" => self.human_monitor_command(arguments).await,
+            | "block-job-change" => Box::pin(self.block_job_command(command, arguments)).await,
+            "human-monitor-command" => Box::pin(self.human_monitor_command(arguments)).await,
             "nbd-server-start" | "nbd-server-stop" | "nbd-server-add" | "nbd-server-remove" | "block-export-add"
-            | "block-export-del" => self.export_command(command, arguments).await,
-            _ => self.query(command, arguments).await,
+            | "block-export-del" => Box::pin(self.export_command(command, arguments)).await,
+            _ => Box::pin(self.query(command, arguments)).await,
         }
     }
 

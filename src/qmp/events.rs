@@ -1,5 +1,7 @@
 //! QMP events, in the shape in which QEMU writes them.
 
+use std::rc::Rc;
+
 use serde_json::{Value, json};
 
 use crate::block::Notice;
@@ -11,21 +13,16 @@ use crate::sim::Nanos;
 pub struct QmpEvent {
     /// Its name.
     pub name: &'static str,
-    /// Its data.
-    pub data: Value,
+    /// Its data; null if it has none.
+    pub data: Rc<Value>,
     /// Virtual time, ns.
     pub time: Nanos,
 }
 
 impl QmpEvent {
-    /// All of it, as on the wire.
-    pub fn to_value(&self) -> Value {
-        let timestamp = json!({"seconds": self.time / 1_000_000_000, "microseconds": self.time / 1000 % 1_000_000});
-        let mut event = json!({"timestamp": timestamp, "event": self.name});
-        if !self.data.is_null() {
-            event["data"] = self.data.clone();
-        }
-        event
+    /// An event at `time`.
+    pub fn new(name: &'static str, data: Value, time: Nanos) -> QmpEvent {
+        QmpEvent { name, data: Rc::new(data), time }
     }
 
     /// What a job has told.
@@ -50,7 +47,7 @@ impl QmpEvent {
                 ("BLOCK_JOB_ERROR", json!({"device": &*id, "operation": operation, "action": action}))
             }
         };
-        QmpEvent { name, data, time }
+        QmpEvent::new(name, data, time)
     }
 
     /// What the block layer has told.
@@ -62,7 +59,7 @@ impl QmpEvent {
                     data["offset"] = offset.into();
                     data["size"] = size.into();
                 }
-                QmpEvent { name: "BLOCK_IMAGE_CORRUPTED", data, time }
+                QmpEvent::new("BLOCK_IMAGE_CORRUPTED", data, time)
             }
         }
     }

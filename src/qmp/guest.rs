@@ -44,7 +44,7 @@ impl Machine {
         let command = match parse(line, self.block.quirks.since_9) {
             Ok(command) => command,
             Err(refused) => {
-                self.block.print(&(refused.err + &refused.out));
+                self.block.print(refused.err + &refused.out);
                 return refused.said;
             }
         };

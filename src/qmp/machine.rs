@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::block::{Backend, Block, BlockConfig, FileLocks, Timing};
 use crate::job::Jobs;
 use crate::quirks::Quirks;
-use crate::sim::{Sim, TraceEvent, WaitQueue};
+use crate::sim::{LocalFuture, Sim, TraceEvent, WaitQueue};
 use crate::store::Host;
 
 use super::error::QmpError;
@@ -98,7 +98,7 @@ impl Machine {
 
     pub(super) fn send_event(&self, name: &'static str, data: Value) {
         let sim = &self.block.sim;
-        send(sim, &self.events, &self.event_waiters, QmpEvent { name, data, time: sim.now() });
+        send(sim, &self.events, &self.event_waiters, QmpEvent::new(name, data, sim.now()));
     }
 
     /// Sends what the block layer has noticed meanwhile.
@@ -113,9 +113,9 @@ impl Machine {
     /// A client's command: handed to the monitor, its reply awaited. The reply is as on the wire.
     pub async fn execute(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> Value {
         let (machine, command, arguments) = (self.clone(), command.to_owned(), arguments.clone());
-        let result = self.in_monitor(async move { machine.dispatch(&command, &arguments).await }).await;
-        match result {
-            Some(Ok(value)) => json!({ "return": value }),
+        let handler = Box::pin(async move { machine.dispatch(&command, &arguments).await });
+        match self.in_monitor(handler).await {
+            Some(Ok(value)) => Value::Object(Map::from_iter([("return".to_owned(), value)])),
             Some(Err(error)) => error.to_value(),
             None => QmpError::from("the machine is gone").to_value(),
         }
@@ -123,7 +123,7 @@ impl Machine {
 
     /// Runs a handler in the monitor's context and gives its result to the calling actor one dispatch
     /// later; none if the machine died meanwhile.
-    pub async fn in_monitor<T: 'static>(&self, handler: impl Future<Output = T> + 'static) -> Option<T> {
+    pub async fn in_monitor<T: 'static>(&self, handler: LocalFuture<T>) -> Option<T> {
         let sim = self.block.sim.clone();
         let me = sim.current()?;
         let slot: Rc<Cell<Option<T>>> = Rc::new(Cell::new(None));

@@ -4,13 +4,18 @@
 //! events as they are, with image files under the names the scenario has for them
 //! (`TEST_DIR/PID-NAME`), and the runner decides what is written.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
+use crate::block::Printed;
+
 use super::ast::{FaultSpec, ImageFormat, Workload};
+use super::json::dumps;
 
 /// Why a run can't go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,10 +75,9 @@ pub struct ImageSpec {
 }
 
 /// What a qemu-io command gave.
-#[derive(Clone, Debug, PartialEq)]
 pub struct QemuIoReply {
     /// What qemu-io itself printed, with its newlines, the line with the rate included.
-    pub output: String,
+    pub output: Printed,
     /// The reply of `human-monitor-command`.
     pub reply: Value,
 }
@@ -93,11 +97,9 @@ pub struct QemuImgOutput {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// Its name.
-    pub name: String,
-    /// Its data; an empty map if it has none.
-    pub data: Value,
-    /// All of it as on the wire, `event` and `data` included.
-    pub raw: Value,
+    pub name: Cow<'static, str>,
+    /// Its data; null if it has none.
+    pub data: Rc<Value>,
 }
 
 /// What a workload did.
@@ -130,6 +132,11 @@ pub struct StepPosition<'a> {
     pub actor: Option<&'a str>,
 }
 
+/// The end of a run to whose question after the nodes this was the reply.
+pub fn no_nodes(reply: &Value) -> RunError {
+    RunError::failed(format!("query-named-block-nodes failed: {}", dumps(reply, None)))
+}
+
 /// The steps of one actor, on their way.
 pub type Actor = Pin<Box<dyn Future<Output = Result<(), RunError>>>>;
 
@@ -149,6 +156,18 @@ pub trait Backend: Clone + 'static {
     async fn kill(&self) -> Result<(), RunError>;
     /// Sends a QMP command; the reply as on the wire, `{"return": …}` or `{"error": {"class", "desc"}}`.
     async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError>;
+    /// The bitmaps of every node that has any, by node, as query-named-block-nodes tells them.
+    async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
+        // Flat: what lies below a node is not described again inside it; the bitmaps are the same.
+        let flat = Map::from_iter([("flat".to_owned(), Value::Bool(true))]);
+        let mut reply = self.execute("query-named-block-nodes", &flat).await?;
+        let Some(Value::Array(nodes)) = reply.get_mut("return") else { return Err(no_nodes(&reply)) };
+        let with_bitmaps = nodes.iter_mut().filter_map(|node| {
+            let name = node.get("node-name")?.as_str()?.to_owned();
+            Some((name, node.get_mut("dirty-bitmaps")?.take()))
+        });
+        Ok(with_bitmaps.collect())
+    }
     /// Runs a qemu-io command at `node` through the human monitor.
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError>;
     /// Runs qemu-img with `args`, outside the machine.

@@ -19,7 +19,8 @@ use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
 use super::backend::{
-    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition, WorkloadSummary,
+    Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, RunErrorKind, StepPosition,
+    WorkloadSummary, no_nodes,
 };
 use super::run::{CaseOutcome, Ending, Recorder, run_recorded};
 use super::{Case, ast, values};
@@ -248,7 +249,7 @@ impl Backend for SimBackend {
     async fn shutdown(&self) -> Result<(), RunError> {
         let machine = self.machine()?;
         let ending = machine.clone();
-        machine.in_monitor(async move { ending.shutdown().await }).await;
+        machine.in_monitor(Box::pin(async move { ending.shutdown().await })).await;
         self.retire();
         Ok(())
     }
@@ -268,13 +269,21 @@ impl Backend for SimBackend {
         Ok(reply)
     }
 
+    async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
+        let machine = self.machine()?;
+        let handler = machine.clone();
+        // The same moment in the monitor as the whole command has; all that it tells of a node is not put together.
+        let told = machine.in_monitor(Box::pin(async move { handler.query_bitmaps() })).await;
+        told.unwrap_or_else(|| Err("the machine is gone".into())).map_err(|error| no_nodes(&error.to_value()))
+    }
+
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
         let machine = self.machine()?;
         let said = if self.0.concurrent.get() > 0 {
             machine.guest_command(node, command).await
         } else {
             let (handler, node, line) = (machine.clone(), node.to_owned(), command.to_owned());
-            let said = machine.in_monitor(async move { handler.qemu_io(&node, &line).await }).await;
+            let said = machine.in_monitor(Box::pin(async move { handler.qemu_io(&node, &line).await })).await;
             said.unwrap_or_default()
         };
         // Everything since the last command, as somebody sees it who reads the process's output.
@@ -291,8 +300,7 @@ impl Backend for SimBackend {
         let machine = self.watched()?;
         let events = machine.events();
         let event = events.get(index)?;
-        let data = if event.data.is_null() { json!({}) } else { event.data.clone() };
-        Some(Event { name: event.name.to_owned(), data, raw: event.to_value() })
+        Some(Event { name: event.name.into(), data: event.data.clone() })
     }
 
     async fn wait_event(&self, index: usize, timeout_ns: u64) -> Result<bool, RunError> {
@@ -377,7 +385,7 @@ impl Backend for SimBackend {
             && let Ok(machine) = self.machine()
         {
             let ending = machine.clone();
-            machine.in_monitor(async move { ending.drop_guests().await }).await;
+            machine.in_monitor(Box::pin(async move { ending.drop_guests().await })).await;
         }
         failure.take().map_or(Ok(()), Err)
     }

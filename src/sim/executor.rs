@@ -35,7 +35,10 @@ pub enum TaskKind {
     Actor,
 }
 
-type TaskFuture = Pin<Box<dyn Future<Output = ()>>>;
+/// A future on the heap: what is large is moved there once, where it is made.
+pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
+
+type TaskFuture = LocalFuture<()>;
 
 pub(super) struct Task {
     generation: u32,
@@ -418,11 +421,8 @@ impl Sim {
     /// Runs `root` as an actor to its end and returns its value.
     pub fn run<T: 'static>(&self, name: &str, root: impl Future<Output = T> + 'static) -> Result<T, Stuck> {
         let slot: Rc<RefCell<Option<T>>> = Rc::default();
-        let result = slot.clone();
-        self.spawn_actor(name, async move {
-            let value = root.await;
-            *result.borrow_mut() = Some(value);
-        });
+        let (result, root) = (slot.clone(), Box::pin(root));
+        self.spawn_actor(name, async move { *result.borrow_mut() = Some(root.await) });
         let outcome = loop {
             if let Some(value) = slot.borrow_mut().take() {
                 break Ok(value);

@@ -15,7 +15,7 @@ mod sync;
 pub mod trace;
 
 pub use choices::{Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
-pub use executor::{Sim, Stuck, TaskId, TaskKind};
+pub use executor::{LocalFuture, Sim, Stuck, TaskId, TaskKind};
 pub use poll::{PollUntil, Sleeper};
 pub use sync::{CoMutex, CoMutexGuard, WaitQueue};
 pub use trace::{BackupCreated, BitmapDump, Runs, Trace, TraceEvent};

@@ -228,6 +228,8 @@ impl Sim {
     /// Runs `future` in a coroutine and polls until it has ended; inside a coroutine it is simply
     /// awaited (QEMU's generated wrappers of coroutine functions do the same).
     pub async fn run_coroutine<T: 'static>(&self, name: &'static str, future: impl Future<Output = T> + 'static) -> T {
+        // On the heap, so that it is not moved again and not kept twice.
+        let future = Box::pin(future);
         if self.in_coroutine() {
             return future.await;
         }

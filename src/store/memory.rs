@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::content::{Content, Fill, Run, to_usize};
 use super::{BLOCK, Extent, block_ceil, block_floor};
 
@@ -135,58 +137,55 @@ impl Image {
         (start + run.len > off).then_some(start)
     }
 
-    /// Lays one run over whatever is there.
+    /// Lays one run over whatever is there. One descent into the map finds all that it touches; what has to
+    /// change in the map costs one more each.
     fn put(&mut self, off: u64, run: &Run) {
-        let near = self.look_around(off, off + run.len);
-        if near.overlap {
-            if self.patch(off, run) {
+        let end = off + run.len;
+        let mut covered: SmallVec<[u64; 8]> = SmallVec::new();
+        let mut right_may_join = false;
+        let mut tail = None;
+        let mut at = off;
+        for (&start, old) in self.runs.range_mut(..=end).rev() {
+            let stop = start + old.len;
+            if start == end {
+                right_may_join = may_join(run, old);
+                continue;
+            }
+            if stop < off {
+                break;
+            }
+            if start <= off && stop >= end && patch(old, off - start, run) {
                 return;
             }
-            self.carve(off, off + run.len);
+            if stop > end {
+                tail = Some(old.part(end - start, stop - end));
+            }
+            if start >= off {
+                covered.push(start);
+                continue;
+            }
+            old.len = off - start;
+            if join(old, run) {
+                at = start;
+            }
+            break;
         }
-        // After a carve the neighbours are unknown, so both sides are tried.
-        let mut at = off;
-        if !((near.before || near.overlap) && self.join_before(off, run)) {
-            self.runs.insert(off, run.clone());
-        } else if let Some((&start, _)) = self.runs.range(..off).next_back() {
-            at = start;
-        }
-        if near.after || near.overlap {
-            self.join_after(at, off + run.len);
-        }
-    }
-
-    /// What lies in and next to [off, end), in one descent into the map.
-    fn look_around(&self, off: u64, end: u64) -> Near {
-        let mut near = Near::default();
-        for (&start, run) in self.runs.range(..=end).rev() {
-            if start == end {
-                near.after = true;
-            } else if start + run.len > off {
-                near.overlap = true;
-                break;
-            } else {
-                near.before = start + run.len == off;
-                break;
+        for start in covered {
+            // Whatever begins at `off` itself is replaced, not taken out.
+            if start != off || at != off {
+                self.runs.remove(&start);
             }
         }
-        near
-    }
-
-    /// Lays `new` into the one run that covers it, if that changes no boundary: nothing to change,
-    /// or a few bytes of a buffer. Returns false if the map has to change.
-    fn patch(&mut self, off: u64, new: &Run) -> bool {
-        let Some((&start, old)) = self.runs.range_mut(..=off).next_back() else {
-            return false;
-        };
-        if start + old.len < off + new.len {
-            return false;
+        if at == off {
+            self.runs.insert(off, run.clone());
         }
-        if new.fill.repeated().is_some() && new.fill.repeated() == old.fill.repeated() {
-            return true;
+        if let Some(tail) = tail {
+            right_may_join = may_join(run, &tail);
+            self.runs.insert(end, tail);
         }
-        let small = new.len <= SMALL && new.len < old.len;
-        small && patch_buffer(old, off - start, new)
+        if right_may_join {
+            self.join_after(at, end);
+        }
     }
 
     /// Takes every run out of [off, end); those that cross an edge keep what is outside.
@@ -217,14 +216,6 @@ impl Image {
         }
     }
 
-    /// Appends `run` to the run that ends at `off`, if there is one that takes it.
-    fn join_before(&mut self, off: u64, run: &Run) -> bool {
-        match self.runs.range_mut(..off).next_back() {
-            Some((&start, left)) if start + left.len == off => join(left, run),
-            _ => false,
-        }
-    }
-
     /// Takes the run that begins at `end` into the one before it, which begins at `at`.
     fn join_after(&mut self, at: u64, end: u64) {
         let Some(right) = self.runs.get(&end).cloned() else {
@@ -238,12 +229,21 @@ impl Image {
     }
 }
 
-/// What [`Image::look_around`] found. Once something overlaps, the other two are not known.
-#[derive(Default)]
-struct Near {
-    before: bool,
-    overlap: bool,
-    after: bool,
+/// Lays `new` into `old`, which covers it from index `at` on, if that changes no boundary: nothing to change,
+/// or a few bytes of a buffer. Returns false if the map has to change.
+fn patch(old: &mut Run, at: u64, new: &Run) -> bool {
+    if new.fill.repeated().is_some() && new.fill.repeated() == old.fill.repeated() {
+        return true;
+    }
+    let small = new.len <= SMALL && new.len < old.len;
+    small && patch_buffer(old, at, new)
+}
+
+/// Whether it is worth trying to join `right` to `run` or to what `run` was joined to; the quick look that spares
+/// the most frequent case, neighbours of other bytes, a search for both.
+fn may_join(run: &Run, right: &Run) -> bool {
+    let repeated = right.fill.repeated();
+    repeated.is_none() || repeated == run.fill.repeated() || right.len <= SMALL
 }
 
 /// Makes one run of two neighbours if that is free, or cheap and bounded.

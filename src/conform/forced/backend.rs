@@ -91,7 +91,7 @@ fn soon<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T>
 /// for those that qemu-io has no such form of.
 fn asynchronous(command: &str) -> Option<(String, u64)> {
     let (verb, rest) = command.split_once(' ')?;
-    match parse(command) {
+    match parse(command, true) {
         Ok(IoCommand::Read(transfer) | IoCommand::Write(transfer)) if matches!(verb, "write" | "read") => {
             Some((format!("aio_{verb} {rest}"), transfer.offset))
         }
@@ -166,7 +166,7 @@ impl ForcedQemu {
         let Some((request, offset)) = asynchronous(command) else {
             let reply = self.monitor(&format!("qemu-io {backend} \"{command}\""))?;
             turn().await;
-            return Ok(QemuIoReply { output: String::new(), reply });
+            return Ok(QemuIoReply { output: String::new().into(), reply });
         };
         let reply = self.monitor(&format!("qemu-io {backend} \"{request}\""))?;
         loop {
@@ -177,7 +177,7 @@ impl ForcedQemu {
                     .map(|line| format!("{}\n", line.trim_start_matches("aio_")))
             };
             if let Some(output) = soon(TO_ANSWER, look) {
-                return Ok(QemuIoReply { output, reply });
+                return Ok(QemuIoReply { output: output.into(), reply });
             }
         }
     }

@@ -183,10 +183,10 @@ impl Machine {
     }
 
     fn keep(&mut self, event: &Value) {
-        let raw = self.names.reply(event);
-        let name = raw.get("event").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let data = raw.get("data").cloned().unwrap_or_else(|| Value::Object(Map::new()));
-        self.events.push(Event { name, data, raw });
+        let mut event = self.names.reply(event);
+        let name = event.get("event").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let data = event.get_mut("data").map(Value::take).unwrap_or_default();
+        self.events.push(Event { name: name.into(), data: data.into() });
     }
 
     fn trouble(&mut self, error: WireError, what: &str) -> Trouble {

@@ -215,7 +215,7 @@ impl Backend for RealQemu {
         let arguments = Map::from_iter([("command-line".to_owned(), line)]);
         self.with(|machine| {
             let reply = machine.execute("human-monitor-command", &arguments)?;
-            Ok(QemuIoReply { output: machine.new_output(), reply })
+            Ok(QemuIoReply { output: machine.new_output().into(), reply })
         })
     }
 

@@ -238,7 +238,7 @@ impl Machine {
         if !matches!(format, "qcow2" | "raw") {
             return Err(format!("Unknown file format '{format}'").into());
         }
-        block.print(&formatting_line(filename, format, size, backing.as_ref()));
+        block.print(formatting_line(filename, format, size, backing.as_ref()));
         let (backing_file, backing_format) = backing.unzip();
         let options = Qcow2CreateOptions { size, backing_file, backing_format, ..Qcow2CreateOptions::default() };
         let (block_of_job, filename, is_qcow2) = (block.clone(), filename.to_owned(), format == "qcow2");

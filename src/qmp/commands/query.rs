@@ -1,11 +1,13 @@
 //! What nodes look like from outside: query-named-block-nodes and query-block (`block/qapi.c`).
 
-use serde_json::{Value, json};
+use std::rc::Rc;
+
+use serde_json::{Map, Value, json};
 
 use crate::block::qcow2::Qcow2Info;
 use crate::block::{DetectZeroes, Driver, Node, Parent};
 use crate::qmp::args::Args;
-use crate::qmp::error::QmpResult;
+use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
 
 impl Machine {
@@ -13,11 +15,25 @@ impl Machine {
     pub(in crate::qmp) fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
         let flat = args.opt_bool("flat")?.unwrap_or(false);
         args.finish()?;
+        Ok(self.nodes_to_tell()?.iter().map(|node| self.node_info(node, flat)).collect())
+    }
+
+    /// The part of query-named-block-nodes that is asked for most: the bitmaps of each node that has any.
+    pub fn query_bitmaps(&self) -> Result<Map<String, Value>, QmpError> {
+        let nodes = self.nodes_to_tell();
+        self.send_notices();
+        let nodes = nodes?;
+        let told = nodes.iter().map(|node| (node.name.to_string(), bitmaps_info(node)));
+        Ok(told.filter(|(_, bitmaps)| !bitmaps.is_empty()).map(|(name, bitmaps)| (name, bitmaps.into())).collect())
+    }
+
+    /// All nodes, newest first; an error if one can't be told of.
+    fn nodes_to_tell(&self) -> Result<Vec<Rc<Node>>, QmpError> {
         let nodes = self.block.live_nodes();
-        if let Some(ejected) = nodes.iter().find(|node| node.ejected.get()) {
-            return Err(format!("Block device {} is ejected", ejected.name).into());
+        match nodes.iter().find(|node| node.ejected.get()) {
+            Some(ejected) => Err(format!("Block device {} is ejected", ejected.name).into()),
+            None => Ok(nodes),
         }
-        Ok(nodes.iter().map(|node| self.node_info(node, flat)).collect())
     }
 
     /// query-block: the named backends with what is inserted in them.
@@ -27,13 +43,9 @@ impl Machine {
             for edge in node.parents.borrow().iter() {
                 let Parent::Backend(backend) = &edge.parent else { continue };
                 let Some(name) = &backend.name else { continue };
-                devices.push(json!({
-                    "device": &**name,
-                    "locked": false,
-                    "removable": false,
-                    "type": "unknown",
-                    "inserted": self.node_info(&node, false),
-                }));
+                let mut device = json!({"device": &**name, "locked": false, "removable": false, "type": "unknown"});
+                device["inserted"] = self.node_info(&node, false);
+                devices.push(device);
             }
         }
         Ok(devices.into())
@@ -58,8 +70,8 @@ impl Machine {
             "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
             "write_threshold": 0,
             "cache": {"writeback": true, "direct": options.direct, "no-flush": options.no_flush},
-            "image": self.image_info(node, flat),
         });
+        info["image"] = self.image_info(node, flat);
         if self.block.quirks.since_9 {
             info["active"] = true.into();
         }
@@ -113,7 +125,9 @@ impl Machine {
             image["dirty-flag"] = false.into();
         }
         if let Some(qcow2) = node.qcow2() {
-            image["format-specific"] = json!({"type": "qcow2", "data": specific_info(&qcow2.info())});
+            let mut specific = json!({"type": "qcow2"});
+            specific["data"] = specific_info(&qcow2.info());
+            image["format-specific"] = specific;
             if let Some(name) = qcow2.backing_name() {
                 image["full-backing-filename"] = self.block.relative_to(node, &name).into();
                 image["backing-filename"] = name.into();

@@ -73,7 +73,7 @@ impl Machine {
         let command = match parse(line, self.block.quirks.since_9) {
             Ok(command) => command,
             Err(refused) => {
-                self.block.print(&refused.out);
+                self.block.print(refused.out);
                 self.block.stderr.borrow_mut().push_str(&refused.err);
                 return refused.said;
             }

@@ -1,5 +1,6 @@
 //! What qemu-io prints about a request that is over (`print_report` in `qemu-io-cmds.c`).
 
+use crate::block::Printed;
 use crate::sim::Nanos;
 use crate::store::Content;
 
@@ -16,8 +17,14 @@ pub(super) struct Report {
     pub(super) condensed: bool,
 }
 
+impl From<Report> for Printed {
+    fn from(report: Report) -> Printed {
+        Printed::later(move || report.text())
+    }
+}
+
 impl Report {
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         // A rate needs a time; the shortest that real QEMU shows is a microsecond.
         let seconds = (self.took.max(1000)) as f64 / 1e9;
         let clock = clock(self.took);

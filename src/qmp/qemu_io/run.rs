@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::block::{Backend, Block, NodeId, Perm, ReqFlags};
+use crate::block::{Backend, Block, NodeId, Perm, Printed, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 
@@ -42,11 +42,11 @@ impl Session {
             IoCommand::Write(transfer) if transfer.command == "aio_write" => self.start(transfer, true),
             IoCommand::Read(transfer) => {
                 let text = self.in_coroutine(read(self.block.clone(), self.backend.clone(), transfer.clone())).await;
-                self.block.print(&text);
+                self.block.print(text);
             }
             IoCommand::Write(transfer) => {
                 let text = self.in_coroutine(write(self.block.clone(), self.backend.clone(), transfer.clone())).await;
-                self.block.print(&text);
+                self.block.print(text);
             }
             IoCommand::Discard { offset, bytes, quiet, condensed } => {
                 self.discard(*offset, *bytes, *quiet, *condensed).await;
@@ -59,7 +59,7 @@ impl Session {
             IoCommand::AioFlush => self.drain().await,
             IoCommand::Length => {
                 let length = self.backend.node(&self.block).map_or(0, |node| node.length.get());
-                self.block.print(&format!("{}\n", human(length)));
+                self.block.print(format!("{}\n", human(length)));
             }
             IoCommand::Map => self.map().await,
             IoCommand::Alloc { offset, bytes } => self.alloc(*offset, *bytes).await,
@@ -90,7 +90,7 @@ impl Session {
             } else {
                 read(block.clone(), backend, transfer).await
             };
-            block.print(&text);
+            block.print(text);
             pending.set(pending.get() - 1);
         });
     }
@@ -107,9 +107,9 @@ impl Session {
         let result = self.in_coroutine(async move { block.backend_discard(&backend, offset, bytes).await }).await;
         let took = self.block.sim.now() - started;
         match result {
-            Err(error) => self.block.print(&format!("discard failed: {error}\n")),
+            Err(error) => self.block.print(format!("discard failed: {error}\n")),
             Ok(()) if quiet => {}
-            Ok(()) => self.block.print(&Report { what: "discard", offset, bytes, took, condensed }.text()),
+            Ok(()) => self.block.print(Report { what: "discard", offset, bytes, took, condensed }),
         }
     }
 
@@ -131,7 +131,7 @@ impl Session {
                 for (offset, bytes, allocated) in runs {
                     let word = if allocated { "    allocated" } else { "not allocated" };
                     let (long, at) = (human(bytes), human(offset));
-                    self.block.print(&format!("{long} ({bytes:#x}) bytes {word} at offset {at} ({offset:#x})\n"));
+                    self.block.print(format!("{long} ({bytes:#x}) bytes {word} at offset {at} ({offset:#x})\n"));
                 }
             }
         }
@@ -157,8 +157,8 @@ impl Session {
             })
             .await;
         match sum {
-            Err(error) => self.block.print(&format!("is_allocated failed: {error}\n")),
-            Ok(sum) => self.block.print(&format!("{sum}/{bytes} bytes allocated at offset {}\n", human(offset))),
+            Err(error) => self.block.print(format!("is_allocated failed: {error}\n")),
+            Ok(sum) => self.block.print(format!("{sum}/{bytes} bytes allocated at offset {}\n", human(offset))),
         }
     }
 
@@ -191,7 +191,7 @@ impl Session {
 
     fn complain(&self, what: &str, result: Res<()>) {
         if let Err(error) = result {
-            self.block.print(&format!("{what}: {error}\n"));
+            self.block.print(format!("{what}: {error}\n"));
         }
     }
 }
@@ -232,34 +232,34 @@ async fn allocation_runs(block: &Rc<Block>, node: NodeId, length: u64) -> Res<Ve
     Ok(runs)
 }
 
-async fn read(block: Rc<Block>, backend: Rc<Backend>, transfer: Transfer) -> String {
+async fn read(block: Rc<Block>, backend: Rc<Backend>, transfer: Transfer) -> Printed {
     let started = block.sim.now();
     let verb = if transfer.command == "read" { "read" } else { "readv" };
     let content = match block.backend_read(&backend, transfer.offset, transfer.bytes).await {
-        Err(error) => return format!("{verb} failed: {error}\n"),
+        Err(error) => return format!("{verb} failed: {error}\n").into(),
         Ok(content) => content,
     };
     let took = block.sim.now() - started;
-    let mut text = String::new();
+    let mut text = Printed::default();
     if let Some(pattern) = transfer.pattern {
         let (start, length) = transfer.pattern_range.unwrap_or((0, transfer.bytes));
         if content.slice(start, length).first_not(pattern).is_some() {
             let at = transfer.offset + start;
-            text = format!("Pattern verification failed at offset {at}, {length} bytes\n");
+            text = format!("Pattern verification failed at offset {at}, {length} bytes\n").into();
         }
     }
     if transfer.quiet {
         return text;
     }
     if transfer.dump {
-        text.push_str(&dump(&content, transfer.offset));
+        text.append(dump(&content, transfer.offset).into());
     }
-    let report =
-        Report { what: "read", offset: transfer.offset, bytes: transfer.bytes, took, condensed: transfer.condensed };
-    text + &report.text()
+    let (offset, bytes) = (transfer.offset, transfer.bytes);
+    text.append(Report { what: "read", offset, bytes, took, condensed: transfer.condensed }.into());
+    text
 }
 
-async fn write(block: Rc<Block>, backend: Rc<Backend>, transfer: Transfer) -> String {
+async fn write(block: Rc<Block>, backend: Rc<Backend>, transfer: Transfer) -> Printed {
     let started = block.sim.now();
     let mut flags = ReqFlags::NONE;
     for (given, flag) in [
@@ -281,8 +281,8 @@ async fn write(block: Rc<Block>, backend: Rc<Backend>, transfer: Transfer) -> St
     };
     let took = block.sim.now() - started;
     match result {
-        Err(error) => format!("{} failed: {error}\n", transfer.command),
-        Ok(()) if transfer.quiet => String::new(),
-        Ok(()) => Report { what: "wrote", offset, bytes, took, condensed: transfer.condensed }.text(),
+        Err(error) => format!("{} failed: {error}\n", transfer.command).into(),
+        Ok(()) if transfer.quiet => Printed::default(),
+        Ok(()) => Report { what: "wrote", offset, bytes, took, condensed: transfer.condensed }.into(),
     }
 }

@@ -47,12 +47,9 @@ pub(super) fn contains(data: &Value, wanted: &Map<String, Value>) -> bool {
 
 /// An event as one line, its time stamp masked.
 pub(super) fn line(event: &Event) -> String {
-    let mut raw = event.raw.clone();
-    if let Value::Object(map) = &mut raw {
-        let masked = serde_json::json!({"microseconds": "USECS", "seconds": "SECS"});
-        map.insert("timestamp".to_owned(), masked);
-    }
-    dumps(&raw, None)
+    let data = if event.data.is_null() { String::new() } else { format!("\"data\": {}, ", dumps(&event.data, None)) };
+    let name = dumps(&Value::String(event.name.to_string()), None);
+    format!("{{{data}\"event\": {name}, \"timestamp\": {{\"microseconds\": \"USECS\", \"seconds\": \"SECS\"}}}}")
 }
 
 impl<B: Backend> Runner<B> {

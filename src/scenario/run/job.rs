@@ -14,7 +14,7 @@ const TIMEOUT: u64 = 20_000_000_000;
 
 /// Whether `event` is one that run_job listens to, for the job `id`.
 fn concerns(event: &Event, id: &str) -> bool {
-    let key = match event.name.as_str() {
+    let key = match &*event.name {
         "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" | "BLOCK_JOB_READY" => "device",
         "BLOCK_JOB_PENDING" | "JOB_STATUS_CHANGE" => "id",
         _ => return false,

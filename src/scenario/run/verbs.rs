@@ -1,6 +1,6 @@
 //! What each verb asks of the backend and writes to the transcript.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::scenario::ast::{
     Compare, Concurrently, Execute, ExpectBitmap, Image, LogMode, Match, QemuImg, QemuIo, Step, Verb, VmAction,
@@ -22,21 +22,22 @@ fn file(name: &str) -> String {
 impl<B: Backend> Runner<B> {
     /// Does `step`; `next` is the one behind it.
     pub(super) async fn step(&self, step: &Step, next: Option<&Step>) -> Result<(), RunError> {
+        // Each on the heap: the frame of one must not be as large as that of the largest.
         match &*step.verb {
             Verb::Log(log) => self.log(step, &log.log.0),
-            Verb::Image(image) => self.image(image).await?,
+            Verb::Image(image) => Box::pin(self.image(image)).await?,
             Verb::Vm(vm) => self.vm(vm.vm).await?,
-            Verb::Execute(execute) => self.execute(step, execute).await?,
-            Verb::QemuIo(io) => self.qemu_io(step, io, next).await?,
-            Verb::RunJob(job) => self.run_job(step, job).await?,
-            Verb::WaitEvent(wait) => self.wait_event(step, wait).await?,
-            Verb::QueryBitmaps(_) => self.query_bitmaps(step).await?,
-            Verb::ExpectBitmap(expect) => self.expect_bitmap(step, expect).await?,
-            Verb::Compare(compare) => self.compare(step, compare).await?,
-            Verb::QemuImg(img) => self.qemu_img(step, img).await?,
+            Verb::Execute(execute) => Box::pin(self.execute(step, execute)).await?,
+            Verb::QemuIo(io) => Box::pin(self.qemu_io(step, io, next)).await?,
+            Verb::RunJob(job) => Box::pin(self.run_job(step, job)).await?,
+            Verb::WaitEvent(wait) => Box::pin(self.wait_event(step, wait)).await?,
+            Verb::QueryBitmaps(_) => Box::pin(self.query_bitmaps(step)).await?,
+            Verb::ExpectBitmap(expect) => Box::pin(self.expect_bitmap(step, expect)).await?,
+            Verb::Compare(compare) => Box::pin(self.compare(step, compare)).await?,
+            Verb::QemuImg(img) => Box::pin(self.qemu_img(step, img)).await?,
             Verb::Sleep(sleep) => self.backend.sleep(sleep.sleep.0).await?,
             Verb::Fault(fault) => self.backend.add_fault(&fault.fault).await?,
-            Verb::Workload(workload) => self.workload(step, workload).await?,
+            Verb::Workload(workload) => Box::pin(self.workload(step, workload)).await?,
             Verb::QueryEvents(query) => {
                 for event in self.new_events() {
                     if contains(&event.data, &query.matching) {
@@ -44,7 +45,7 @@ impl<B: Backend> Runner<B> {
                     }
                 }
             }
-            Verb::Concurrently(actors) => self.concurrently(actors).await?,
+            Verb::Concurrently(actors) => Box::pin(self.concurrently(actors)).await?,
         }
         Ok(())
     }
@@ -104,7 +105,7 @@ impl<B: Backend> Runner<B> {
             }
             if io.output {
                 // The line with the rate depends on the clock.
-                for text in done.output.lines().filter(|text| !is_rate(text)) {
+                for text in done.output.into_text().lines().filter(|text| !is_rate(text)) {
                     self.log(step, text);
                 }
             }
@@ -132,32 +133,16 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    /// The bitmaps of every node that has any, by node.
-    async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
-        // Flat: what lies below a node is not described again inside it; the bitmaps are the same.
-        let flat = Map::from_iter([("flat".to_owned(), Value::Bool(true))]);
-        let reply = self.backend.execute("query-named-block-nodes", &flat).await?;
-        let Some(Value::Array(nodes)) = reply.get("return") else {
-            let message = format!("query-named-block-nodes failed: {}", dumps(&reply, None));
-            return Err(RunError::failed(message));
-        };
-        let with_bitmaps = nodes.iter().filter_map(|node| {
-            let name = node.get("node-name")?.as_str()?;
-            Some((name.to_owned(), node.get("dirty-bitmaps")?.clone()))
-        });
-        Ok(with_bitmaps.collect())
-    }
-
     async fn query_bitmaps(&self, step: &Step) -> Result<(), RunError> {
-        let bitmaps = self.bitmaps().await?;
-        self.log(step, &dumps(&json!({ "bitmaps": bitmaps }), Some(2)));
+        let bitmaps = self.backend.bitmaps().await?;
+        self.log(step, &dumps(&Value::Object(Map::from_iter([("bitmaps".to_owned(), bitmaps.into())])), Some(2)));
         Ok(())
     }
 
     async fn expect_bitmap(&self, step: &Step, expect: &ExpectBitmap) -> Result<(), RunError> {
         let node: &str = &expect.expect_bitmap;
         let wanted = expect.name.as_deref().unwrap_or("");
-        let bitmaps = self.bitmaps().await?;
+        let bitmaps = self.backend.bitmaps().await?;
         let of_node = bitmaps.get(node).and_then(Value::as_array);
         let found = of_node.into_iter().flatten().find(|bitmap| {
             let name = bitmap.get("name").and_then(Value::as_str).unwrap_or("");
