@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::explore::Kind;
 use crate::explore::command::{self, CommandError, ExploreOptions, Format, Method};
+use crate::explore::strategy::{Reduction, Selection};
 
 use super::error::{Failure, Message};
 use super::exit::Exit;
@@ -21,12 +22,18 @@ pub struct ExploreArgs {
     /// Only the case of this name.
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
-    /// auto, random, pct, pos, urw, delays, or bounded.
+    /// auto, random, pct, pos, urw, surw, delays, coverage, bounded, or exhaustive.
     #[arg(long, value_name = "S", default_value = "auto")]
     pub strategy: String,
     /// Depth of pct, most departures of delays and bounded.
     #[arg(long, value_name = "D", default_value_t = 2)]
     pub depth: u32,
+    /// The events that surw mixes evenly: `job` or `cluster:N` (64 KiB each); none: another cluster in each run.
+    #[arg(long, value_name = "WHAT")]
+    pub select: Option<String>,
+    /// Lets exhaustive run every schedule, also equivalent ones.
+    #[arg(long)]
+    pub no_reduction: bool,
     /// Runs per case at most.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub schedules: u64,
@@ -58,12 +65,22 @@ pub struct ExploreArgs {
 
 /// `backsim explore`
 pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, Failure> {
+    let selected = args.select.as_deref().map(|name| {
+        Selection::from_name(name).ok_or_else(|| Message::mistake(format!("nothing can be selected by `{name}`")))
+    });
     let method = match Kind::from_name(&args.strategy, args.depth) {
+        Some(Kind::Surw(any)) => Method::Seeded(Kind::Surw(selected.transpose()?.unwrap_or(any))),
         Some(kind) => Method::Seeded(kind),
+        None if args.strategy == "coverage" => Method::Coverage,
         None if args.strategy == "bounded" => Method::Bounded(args.depth as usize),
+        None if args.strategy == "exhaustive" => {
+            Method::Exhaustive(if args.no_reduction { Reduction::None } else { Reduction::SourceSets })
+        }
         None => {
             let message = Message::mistake(format!("no strategy is called `{}`", args.strategy));
-            return Err(message.expected("auto, random, pct, pos, urw, delays, bounded").into());
+            return Err(message
+                .expected("auto, random, pct, pos, urw, surw, delays, coverage, bounded, exhaustive")
+                .into());
         }
     };
     let options = ExploreOptions {

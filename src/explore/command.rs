@@ -9,14 +9,15 @@ use serde_json::json;
 
 use crate::scenario::{self, Case};
 
+use super::exhaustive::{Classes, search_exhaustively};
 use super::file::{NamedDeparture, ReplayFile};
 use super::model::Invariant;
 use super::parallel::search_on;
 use super::report;
 use super::run::Setup;
-use super::search::{Failure, Plan, Tally, learn, replay, search_bounded};
+use super::search::{Failure, Plan, Tally, learn, replay, search_bounded, search_covering};
 use super::shrink::{Shrunk, shrink};
-use super::strategy::Kind;
+use super::strategy::{Kind, Reduction};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -35,6 +36,10 @@ pub enum Method {
     Seeded(Kind),
     /// Every schedule with at most so many departures.
     Bounded(usize),
+    /// Variations of runs that reached something new.
+    Coverage,
+    /// Every schedule, or one of each class.
+    Exhaustive(Reduction),
 }
 
 /// Options of `backsim explore`.
@@ -91,7 +96,7 @@ impl ExploreOptions {
     fn plan(&self) -> Result<Plan, String> {
         let kind = match self.method {
             Method::Seeded(kind) => kind,
-            Method::Bounded(_) => Kind::Auto,
+            Method::Bounded(_) | Method::Coverage | Method::Exhaustive(_) => Kind::Auto,
         };
         let mut plan = Plan::new(kind, self.seed, self.schedules);
         (plan.first, plan.stride) = (self.shard.0.saturating_sub(1), self.shard.1.max(1));
@@ -145,7 +150,14 @@ fn explore_case(
     let setup = Setup::new(case.clone(), options.defects.clone());
     let begin = Instant::now();
     let in_time = move || options.time.is_none_or(|time| begin.elapsed() < time);
+    let mut classes = None;
     let tally = match options.method {
+        Method::Coverage => search_covering(&setup, &plan, |_| in_time()),
+        Method::Exhaustive(reduction) => {
+            let (tally, found) = search_exhaustively(&setup, &plan, reduction, |_| in_time());
+            classes = Some(found);
+            tally
+        }
         Method::Bounded(bound) => search_bounded(&setup, &plan, bound, |_| in_time()),
         Method::Seeded(_) => {
             let (path, index, defects) = (options.scenario.clone(), case.index, options.defects.clone());
@@ -163,7 +175,7 @@ fn explore_case(
     match options.format {
         Format::Json => writeln!(out, "{}", as_json(case, &tally, shrunk.as_ref(), seconds))?,
         Format::Text => {
-            write!(out, "{}", summary(options, &setup, &tally, seconds))?;
+            write!(out, "{}", summary(options, &setup, &tally, classes.as_ref(), seconds))?;
             if let (Some(failure), Some(shrunk)) = (&tally.failure, &shrunk) {
                 write!(out, "{}", failure_text(options, failure, shrunk))?;
             }
@@ -189,7 +201,7 @@ fn as_json(case: &Case, tally: &Tally, shrunk: Option<&Shrunk>, seconds: f64) ->
     })
 }
 
-fn summary(options: &ExploreOptions, setup: &Setup, tally: &Tally, seconds: f64) -> String {
+fn summary(options: &ExploreOptions, setup: &Setup, tally: &Tally, classes: Option<&Classes>, seconds: f64) -> String {
     let mut text = format!(
         "{}: {} schedules in {seconds:.1} s ({:.0} a second), {} final states, {} abstract states\n",
         setup.case.name,
@@ -203,6 +215,8 @@ fn summary(options: &ExploreOptions, setup: &Setup, tally: &Tally, seconds: f64)
             Some(format!("complete: every schedule with at most {bound} departures from QEMU's own order was run"))
         }
         Method::Bounded(bound) => Some(format!("incomplete: schedules with at most {bound} departures are left")),
+        Method::Coverage => None,
+        Method::Exhaustive(reduction) => classes.map(|classes| classes.text(reduction, tally.complete)),
         Method::Seeded(kind) => kind.guarantee(tally.runs, &learn(setup).0),
     };
     if let Some(guarantee) = guarantee {

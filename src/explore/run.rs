@@ -15,7 +15,7 @@ use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, simulate};
 use crate::sim::trace::Stamped;
-use crate::sim::{Choices, Recorded, Strategy};
+use crate::sim::{Choices, Recorded, Strategy, access};
 
 use super::model::watch::Fnv;
 use super::model::{FinalState, Invariant, Violation, Watch};
@@ -103,9 +103,13 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
     let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros)));
     let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
     let options = options(setup, strategy, &watch, &left, listener);
+    if options.choices.observes() {
+        access::begin();
+    }
     RUNNING.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&setup.case, options)));
     RUNNING.set(false);
+    access::end();
     let mut report = RunReport::default();
     match outcome {
         Err(_) => {

@@ -25,7 +25,6 @@ mod rebase;
 mod resize;
 mod size;
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
@@ -33,6 +32,7 @@ use serde_json::{Map, Value};
 use crate::block::FileLocks;
 use crate::quirks::Quirks;
 use crate::sim::Sim;
+use crate::sim::shared::Cell;
 use crate::store::Host;
 
 use process::Process;
