@@ -6,7 +6,7 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`errno`], [`quirks`], [`units`] | the ground: error numbers, version differences, sizes and durations |
+//! | [`errno`], [`quirks`], [`shard`], [`units`] | the ground: error numbers, version differences, parts of work, sizes and durations |
 //! | [`sim`] | executor in QEMU's event-loop order, virtual time, choices, wait queues, trace |
 //! | [`store`] | bytes: sparse memory by runs, real files |
 //! | [`bitmap`] | dirty bitmaps: granularity, successor, merge |
@@ -30,6 +30,7 @@ pub mod qmp;
 pub mod quirks;
 pub mod report;
 pub mod scenario;
+pub mod shard;
 pub mod sim;
 pub mod store;
 pub mod units;

@@ -11,9 +11,9 @@ use clap_complete::Shell;
 use crate::conform::generate::Family;
 use crate::quirks::Compat;
 use crate::scenario::ast::Storage;
+use crate::shard::Shard;
 
 use super::exit::Exit;
-use super::shard::Shard;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -48,7 +48,9 @@ pub enum Command {
     /// Runs a scenario under many schedules and judges each run.
     Explore(super::explore::ExploreArgs),
     /// Shows a run again that `explore --save` has kept.
-    Replay {
+    Replay(super::explore::ReplayArgs),
+    /// Says why such a run fails: the two steps whose order decides.
+    Explain {
         /// The file.
         file: PathBuf,
     },

@@ -15,7 +15,6 @@ mod generate;
 mod images;
 mod run;
 mod select;
-mod shard;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -92,7 +91,8 @@ fn command(command: &Command, terminal: &mut Terminal<'_>, runner: Runner) -> Re
         Command::Conform(args) => conform::conform(args, terminal, runner),
         Command::Generate(args) => generate::generate(args, terminal),
         Command::Explore(args) => explore::explore(args, terminal),
-        Command::Replay { file } => explore::replay(file, terminal),
+        Command::Replay(args) => explore::replay(args, terminal),
+        Command::Explain { file } => explore::explain(file, terminal),
         Command::List(args) if args.defects => texts::defects(terminal),
         Command::List(args) => texts::list(&args.paths, terminal),
         Command::Schema => texts::schema(terminal),

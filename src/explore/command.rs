@@ -1,4 +1,5 @@
-//! The commands `explore` and `replay`: options in, text out. The command line only fills these options in.
+//! The commands `explore`, `explore merge`, `replay` and `explain`: options in, text out. The command line only
+//! fills the options in.
 
 use std::fmt::Write as _;
 use std::io;
@@ -7,107 +8,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::report::{Suite, TestCase, TestResult, junit};
 use crate::scenario::{self, Case};
 
-use super::exhaustive::{Classes, search_exhaustively};
+use super::exhaustive::search_exhaustively;
+use super::explain::{Explanation, explain};
 use super::file::{NamedDeparture, ReplayFile};
-use super::model::Invariant;
+use super::options::{ExploreOptions, Format, Method, Telling};
 use super::parallel::search_on;
+use super::progress::Progress;
 use super::report;
+use super::result::{self, Outcome, Search};
 use super::run::Setup;
-use super::search::{Failure, Plan, Tally, learn, replay, search_bounded, search_covering};
+use super::schedule::Replay;
+use super::search::{Plan, Tally, learn, search_bounded, search_covering};
 use super::shrink::{Shrunk, shrink};
-use super::strategy::{Kind, Reduction};
-
-/// How results are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a case and line.
-    Json,
-}
-
-/// How the runs are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// A seeded strategy.
-    Seeded(Kind),
-    /// Every schedule with at most so many departures.
-    Bounded(usize),
-    /// Variations of runs that reached something new.
-    Coverage,
-    /// Every schedule, or one of each class.
-    Exhaustive(Reduction),
-}
-
-/// Options of `backsim explore`.
-#[derive(Clone, Debug)]
-pub struct ExploreOptions {
-    /// The scenario.
-    pub scenario: PathBuf,
-    /// Only the case of this name.
-    pub case: Option<String>,
-    /// How runs are chosen.
-    pub method: Method,
-    /// Runs per case at most.
-    pub schedules: u64,
-    /// Time per case at most.
-    pub time: Option<Duration>,
-    /// Seeds the strategies.
-    pub seed: u64,
-    /// Defects to put in.
-    pub defects: Vec<String>,
-    /// Threads.
-    pub threads: u64,
-    /// Part `m` (from 1) of `n` of the runs.
-    pub shard: (u64, u64),
-    /// Known violations, `INVARIANT` or `INVARIANT:PART OF THE TEXT`.
-    pub known: Vec<String>,
-    /// Runs that shrinking may take; 0: none.
-    pub shrink: u64,
-    /// Where the replay file goes.
-    pub save: Option<PathBuf>,
-    /// How to write.
-    pub format: Format,
-}
-
-impl ExploreOptions {
-    /// The defaults for a scenario.
-    pub fn new(scenario: PathBuf) -> ExploreOptions {
-        ExploreOptions {
-            scenario,
-            case: None,
-            method: Method::Seeded(Kind::Auto),
-            schedules: 10_000,
-            time: None,
-            seed: 0,
-            defects: Vec::new(),
-            threads: 1,
-            shard: (1, 1),
-            known: Vec::new(),
-            shrink: 2_000,
-            save: None,
-            format: Format::Text,
-        }
-    }
-
-    fn plan(&self) -> Result<Plan, String> {
-        let kind = match self.method {
-            Method::Seeded(kind) => kind,
-            Method::Bounded(_) | Method::Coverage | Method::Exhaustive(_) => Kind::Auto,
-        };
-        let mut plan = Plan::new(kind, self.seed, self.schedules);
-        (plan.first, plan.stride) = (self.shard.0.saturating_sub(1), self.shard.1.max(1));
-        for known in &self.known {
-            let (name, part) = known.split_once(':').unwrap_or((known, ""));
-            Invariant::from_name(name).ok_or_else(|| format!("no invariant is called '{name}'"))?;
-            plan.known.push((name.to_owned(), part.trim().to_owned()));
-        }
-        Ok(plan)
-    }
-}
+use super::story::tell;
+use super::tally::{Cells, Failure};
 
 /// Why a command could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -115,173 +32,382 @@ pub enum CommandError {
     /// Something the user gave is wrong.
     #[error("{0}")]
     Mistake(String),
+    /// A file of the user's can't be read or written.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
     /// The output can't be written.
     #[error("{0}")]
     Output(#[from] io::Error),
 }
 
+/// Where a command writes, and who looks on.
+pub struct Ui<'a> {
+    /// Standard output.
+    pub out: &'a mut dyn io::Write,
+    /// Is given a line that may come and go, empty to take it away; none where nobody looks.
+    pub progress: Option<&'a mut dyn FnMut(&str)>,
+}
+
+impl Ui<'_> {
+    fn show(&mut self, line: &str) {
+        if let Some(show) = &mut self.progress {
+            show(line);
+        }
+    }
+}
+
+impl CommandError {
+    /// A file that the system refuses.
+    pub fn file(path: &Path) -> impl FnOnce(io::Error) -> CommandError {
+        let path = path.to_owned();
+        |error| CommandError::File { path, error }
+    }
+}
+
+fn mistake(what: impl ToString) -> CommandError {
+    CommandError::Mistake(what.to_string())
+}
+
 fn cases_of(path: &Path, name: Option<&str>) -> Result<(String, Vec<Case>), CommandError> {
-    let loaded = scenario::load(path).map_err(|found| CommandError::Mistake(found.to_string()))?;
-    let cases = loaded.cases().map_err(|found| CommandError::Mistake(found.to_string()))?;
+    let loaded = scenario::load(path).map_err(mistake)?;
+    let cases = loaded.cases().map_err(mistake)?;
     let cases: Vec<Case> = cases.into_iter().filter(|case| name.is_none_or(|name| case.name == name)).collect();
     match (cases.is_empty(), name) {
-        (true, Some(name)) => Err(CommandError::Mistake(format!("{} has no case '{name}'", path.display()))),
+        (true, Some(name)) => Err(mistake(format!("{} has no case '{name}'", path.display()))),
         _ => Ok((loaded.text().to_owned(), cases)),
     }
 }
 
 /// Explores every case of a scenario; true if nothing new was broken.
-pub fn explore(options: &ExploreOptions, out: &mut dyn io::Write) -> Result<bool, CommandError> {
+pub fn explore(options: &ExploreOptions, ui: &mut Ui<'_>) -> Result<bool, CommandError> {
     let (text, cases) = cases_of(&options.scenario, options.case.as_deref())?;
-    let mut sound = true;
+    let plan = options.plan().map_err(CommandError::Mistake)?;
+    let mut kept = Kept::open(options)?;
+    let mut teller = Teller::new(&options.telling);
     for case in cases {
-        sound &= explore_case(options, &text, &case, out)?;
+        let search = Search::of(options, &text, &case);
+        let begin = Instant::now();
+        let tally = search_case(options, &plan, &search, &case, &mut kept, ui)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        teller.case(Outcome::new(search, options.part, &tally), &tally, Some(seconds), ui)?;
     }
-    Ok(sound)
+    teller.finish()
 }
 
-fn explore_case(
+/// Puts the results of parts of a search together and tells them as if it had been one.
+pub fn merge(files: &[PathBuf], telling: &Telling, ui: &mut Ui<'_>) -> Result<bool, CommandError> {
+    let mut outcomes = Vec::new();
+    for file in files {
+        outcomes.extend(result::read(file).map_err(CommandError::Mistake)?);
+    }
+    let mut teller = Teller::new(telling);
+    for outcome in result::merge(outcomes).map_err(CommandError::Mistake)? {
+        let tally = outcome.tally().map_err(CommandError::Mistake)?;
+        teller.case(outcome, &tally, None, ui)?;
+    }
+    teller.finish()
+}
+
+/// What a checkpoint holds, and where it is.
+struct Kept {
+    path: Option<PathBuf>,
+    outcomes: Vec<Outcome>,
+    written: Instant,
+}
+
+/// How often a checkpoint is written while a search runs.
+const KEEP: Duration = Duration::from_secs(2);
+
+impl Kept {
+    fn open(options: &ExploreOptions) -> Result<Kept, CommandError> {
+        let there = options.checkpoint.as_ref().filter(|path| path.exists());
+        let outcomes = there.map_or(Ok(Vec::new()), |path| result::read(path)).map_err(CommandError::Mistake)?;
+        Ok(Kept { path: options.checkpoint.clone(), outcomes, written: Instant::now() })
+    }
+
+    /// How far this search has come.
+    fn begun(&self, options: &ExploreOptions, search: &Search) -> Result<Tally, CommandError> {
+        let found = self.outcomes.iter().find(|outcome| outcome.search.case == search.case);
+        let Some(outcome) = found else { return Ok(Tally::default()) };
+        let part = options.part.map(|part| part.to_string());
+        let difference = outcome.search.difference(search);
+        if let Some(difference) =
+            difference.or_else(|| (outcome.part != part).then(|| format!("part {:?} and {part:?}", outcome.part)))
+        {
+            let path = self.path.as_deref().unwrap_or(Path::new("")).display().to_string();
+            return Err(mistake(format!("{path}: the checkpoint is of another search: {difference}")));
+        }
+        outcome.tally().map_err(CommandError::Mistake)
+    }
+
+    /// Keeps what has been done; seldom unless it `must` be kept.
+    fn keep(&mut self, outcome: impl FnOnce() -> Outcome, must: bool) -> Result<(), CommandError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        if !must && self.written.elapsed() < KEEP {
+            return Ok(());
+        }
+        let outcome = outcome();
+        self.outcomes.retain(|other| other.search.case != outcome.search.case);
+        self.outcomes.push(outcome);
+        self.written = Instant::now();
+        result::write(path, &self.outcomes).map_err(CommandError::file(path))
+    }
+}
+
+fn search_case(
     options: &ExploreOptions,
-    text: &str,
+    plan: &Plan,
+    search: &Search,
     case: &Case,
-    out: &mut dyn io::Write,
-) -> Result<bool, CommandError> {
-    let plan = options.plan().map_err(CommandError::Mistake)?;
-    let setup = Setup::new(case.clone(), options.defects.clone());
+    kept: &mut Kept,
+    ui: &mut Ui<'_>,
+) -> Result<Tally, CommandError> {
+    let begun = kept.begun(options, search)?;
+    let mut progress = Progress::new(&case.name, plan, options.time, begun.runs);
     let begin = Instant::now();
-    let in_time = move || options.time.is_none_or(|time| begin.elapsed() < time);
-    let mut classes = None;
-    let tally = match options.method {
-        Method::Coverage => search_covering(&setup, &plan, |_| in_time()),
-        Method::Exhaustive(reduction) => {
-            let (tally, found) = search_exhaustively(&setup, &plan, reduction, |_| in_time());
-            classes = Some(found);
-            tally
+    let in_time = || options.time.is_none_or(|time| begin.elapsed() < time);
+    if !matches!(options.method, Method::Seeded(_)) {
+        let setup = Setup::new(case.clone(), options.defects.clone());
+        let look = |tally: &Tally| {
+            if let Some(line) = progress.line(tally) {
+                ui.show(&line);
+            }
+            in_time()
+        };
+        let tally = match options.method {
+            Method::Bounded(bound) => search_bounded(&setup, plan, bound, look),
+            Method::Exhaustive(reduction) => search_exhaustively(&setup, plan, reduction, look),
+            _ => search_covering(&setup, plan, look),
+        };
+        ui.show("");
+        return Ok(tally);
+    }
+    // A case can't be sent to another thread, so each reads the scenario again; it was readable above.
+    let make = || search.setup().expect("the scenario was read with this case a moment ago");
+    let mut trouble = None;
+    let tally = search_on(options.threads, &make, plan, begun, &in_time, &mut |tally| {
+        if let Some(line) = progress.line(tally) {
+            ui.show(&line);
         }
-        Method::Bounded(bound) => search_bounded(&setup, &plan, bound, |_| in_time()),
-        Method::Seeded(_) => {
-            let (path, index, defects) = (options.scenario.clone(), case.index, options.defects.clone());
-            // A case can't be sent to another thread, so each reads the scenario again; it was readable above.
-            let make = move || {
-                let cases = scenario::load(&path).and_then(|loaded| loaded.cases()).unwrap_or_default();
-                let own = cases.into_iter().find(|case| case.index == index);
-                Setup::new(own.expect("the scenario was read with this case a moment ago"), defects.clone())
-            };
-            search_on(options.threads, &make, &plan, &|_| in_time())
+        if trouble.is_none() {
+            trouble = kept.keep(|| Outcome::new(search.clone(), options.part, tally), false).err();
         }
-    };
-    let seconds = begin.elapsed().as_secs_f64();
-    let shrunk = tally.failure.as_ref().map(|failure| shrink(&setup, failure, options.shrink));
-    match options.format {
-        Format::Json => writeln!(out, "{}", as_json(case, &tally, shrunk.as_ref(), seconds))?,
-        Format::Text => {
-            write!(out, "{}", summary(options, &setup, &tally, classes.as_ref(), seconds))?;
-            if let (Some(failure), Some(shrunk)) = (&tally.failure, &shrunk) {
-                write!(out, "{}", failure_text(options, failure, shrunk))?;
+    });
+    ui.show("");
+    kept.keep(|| Outcome::new(search.clone(), options.part, &tally), true)?;
+    trouble.map_or(Ok(tally), Err)
+}
+
+/// Tells results case by case and keeps what was asked for.
+struct Teller<'a> {
+    telling: &'a Telling,
+    outcomes: Vec<Outcome>,
+    suite: Vec<TestCase>,
+    failures: u32,
+}
+
+impl<'a> Teller<'a> {
+    fn new(telling: &'a Telling) -> Teller<'a> {
+        Teller { telling, outcomes: Vec::new(), suite: Vec::new(), failures: 0 }
+    }
+
+    /// Tells what became of one case; `seconds` is how long it took, where anybody knows.
+    fn case(
+        &mut self,
+        outcome: Outcome,
+        tally: &Tally,
+        seconds: Option<f64>,
+        ui: &mut Ui<'_>,
+    ) -> Result<(), CommandError> {
+        let search = outcome.search.clone();
+        let setup = search.setup().map_err(CommandError::Mistake)?;
+        let mut found = None;
+        if let Some(failure) = &tally.failure {
+            ui.show("shrinking ...");
+            let shrunk = shrink(&search.scenario_name, &search.scenario, &setup, failure, self.telling.shrink);
+            ui.show("explaining ...");
+            let explanation = explain(&shrunk.setup, &shrunk.departures, &shrunk.violation);
+            ui.show("");
+            found = Some((failure, shrunk, explanation));
+        }
+        let saved = match &found {
+            Some((_, shrunk, _)) => self.save(&search, shrunk)?,
+            None => None,
+        };
+        let report = found.as_ref().map(|(failure, shrunk, explanation)| {
+            failure_text(&search, failure, shrunk, explanation, saved.as_deref())
+        });
+        match self.telling.format {
+            Format::Json => {
+                let shrunk = found.as_ref().map(|(_, shrunk, _)| shrunk);
+                writeln!(ui.out, "{}", as_json(&search, tally, shrunk, seconds, saved.as_deref()))?;
+            }
+            Format::Text => {
+                write!(ui.out, "{}", summary(&search, &setup, tally, seconds))?;
+                write!(ui.out, "{}", report.as_deref().unwrap_or_default())?;
             }
         }
+        let result = match (&found, report) {
+            (Some((_, shrunk, _)), Some(report)) => TestResult::Failure(shrunk.violation.to_string(), report),
+            _ => TestResult::Passed,
+        };
+        self.suite.push(TestCase { name: search.case.clone(), result });
+        self.outcomes.push(outcome);
+        Ok(())
     }
-    if let (Some(shrunk), Some(path)) = (&shrunk, &options.save) {
-        std::fs::write(path, replay_file(options, text, shrunk).to_yaml())?;
+
+    /// Writes the replay file; that of a further case gets a number.
+    fn save(&mut self, search: &Search, shrunk: &Shrunk) -> Result<Option<PathBuf>, CommandError> {
+        self.failures += 1;
+        let Some(path) = &self.telling.save else { return Ok(None) };
+        let path = if self.failures == 1 { path.clone() } else { numbered(path, self.failures) };
+        let file = replay_file(search, shrunk);
+        std::fs::write(&path, file.to_yaml()).map_err(CommandError::file(&path))?;
+        Ok(Some(path))
     }
-    Ok(tally.failure.is_none())
+
+    /// Writes the files for other programs; true if nothing new was broken.
+    fn finish(self) -> Result<bool, CommandError> {
+        if let Some(path) = &self.telling.out {
+            result::write(path, &self.outcomes).map_err(CommandError::file(path))?;
+        }
+        if let Some(path) = &self.telling.junit {
+            let name = self.outcomes.first().map_or_else(String::new, |outcome| outcome.search.scenario_name.clone());
+            let stem = Path::new(&name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            let class = format!("explore.{}", stem.unwrap_or_default().replace('.', "_"));
+            let text = junit(&[Suite { name, class, cases: self.suite }]);
+            std::fs::write(path, text).map_err(CommandError::file(path))?;
+        }
+        Ok(self.failures == 0)
+    }
 }
 
-fn as_json(case: &Case, tally: &Tally, shrunk: Option<&Shrunk>, seconds: f64) -> serde_json::Value {
+/// `found.yaml` becomes `found-2.yaml`.
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name = match path.extension() {
+        Some(extension) => format!("{stem}-{number}.{}", extension.to_string_lossy()),
+        None => format!("{stem}-{number}"),
+    };
+    path.with_file_name(name)
+}
+
+fn as_json(
+    search: &Search,
+    tally: &Tally,
+    shrunk: Option<&Shrunk>,
+    seconds: Option<f64>,
+    saved: Option<&Path>,
+) -> serde_json::Value {
+    let cells = Cells::of(&tally.cells);
     json!({
-        "case": case.name,
+        "scenario": search.scenario_name,
+        "case": search.case,
+        "strategy": search.strategy,
+        "seed": search.seed,
         "runs": tally.runs,
         "seconds": seconds,
         "states": tally.states.len(),
         "coverage": tally.coverage.len(),
-        "known": tally.known,
+        "cells": {"reached": cells.reached, "states": cells.states, "operations": cells.operations},
+        "known": tally.known.len(),
         "complete": tally.complete,
+        "invariant": shrunk.map(|shrunk| shrunk.violation.invariant.name()),
         "violation": shrunk.map(|shrunk| shrunk.violation.to_string()),
         "schedule": tally.failure.as_ref().map(|failure| failure.index),
+        "departures": shrunk.map(|shrunk| shrunk.departures.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "replay": saved.map(|path| format!("backsim replay {}", path.display())),
     })
 }
 
-fn summary(options: &ExploreOptions, setup: &Setup, tally: &Tally, classes: Option<&Classes>, seconds: f64) -> String {
-    let mut text = format!(
-        "{}: {} schedules in {seconds:.1} s ({:.0} a second), {} final states, {} abstract states\n",
-        setup.case.name,
-        tally.runs,
-        tally.runs as f64 / seconds.max(1e-9),
+fn summary(search: &Search, setup: &Setup, tally: &Tally, seconds: Option<f64>) -> String {
+    let mut text = format!("{}: {} schedules", search.case, tally.runs);
+    if let Some(seconds) = seconds {
+        let _ = write!(text, " in {seconds:.1} s ({:.0} a second)", tally.runs as f64 / seconds.max(1e-9));
+    }
+    let cells = Cells::of(&tally.cells);
+    let _ = writeln!(
+        text,
+        "\n  {} final states, {} abstract states, {} of {} job states x device operations",
         tally.states.len(),
-        tally.coverage.len()
+        tally.coverage.len(),
+        cells.reached,
+        cells.states * cells.operations
     );
-    let guarantee = match options.method {
-        Method::Bounded(bound) if tally.complete => {
+    let guarantee = match search.method() {
+        Ok(Method::Bounded(bound)) if tally.complete => {
             Some(format!("complete: every schedule with at most {bound} departures from QEMU's own order was run"))
         }
-        Method::Bounded(bound) => Some(format!("incomplete: schedules with at most {bound} departures are left")),
-        Method::Coverage => None,
-        Method::Exhaustive(reduction) => classes.map(|classes| classes.text(reduction, tally.complete)),
-        Method::Seeded(kind) => kind.guarantee(tally.runs, &learn(setup).0),
+        Ok(Method::Bounded(bound)) => Some(format!("incomplete: schedules with at most {bound} departures are left")),
+        Ok(Method::Seeded(kind)) => kind.guarantee(tally.runs, &learn(setup).0),
+        Ok(Method::Exhaustive(reduction)) => {
+            tally.classes.as_ref().map(|classes| classes.text(reduction, tally.complete))
+        }
+        Ok(Method::Coverage) | Err(_) => None,
     };
     if let Some(guarantee) = guarantee {
         let _ = writeln!(text, "  {guarantee}");
     }
-    if tally.known > 0 {
-        let _ = writeln!(text, "  {} runs broke only what is known", tally.known);
+    if !tally.known.is_empty() {
+        let _ = writeln!(text, "  {} runs broke only what is known", tally.known.len());
     }
     text
 }
 
-fn failure_text(options: &ExploreOptions, failure: &Failure, shrunk: &Shrunk) -> String {
-    let (_, record, _) = replay(&shrunk.setup, &shrunk.departures);
-    let mut text = format!("\n{}\n", shrunk.violation);
-    let _ = writeln!(
-        text,
-        "schedule {}; shrunk from {} to {} departures and from {} to {} commands in {} runs; * departs from QEMU's order\n",
-        failure.index,
-        shrunk.departures_before,
-        shrunk.departures.len(),
-        shrunk.steps_before,
-        super::shrink::size(&shrunk.setup.case.steps),
-        shrunk.runs
-    );
-    text += &report::table(&record.arrivals);
-    if let Some(path) = &options.save {
-        let _ = writeln!(text, "\nreplay: backsim replay {}", path.display());
-    }
+fn failure_text(
+    search: &Search,
+    failure: &Failure,
+    shrunk: &Shrunk,
+    explanation: &Explanation,
+    saved: Option<&Path>,
+) -> String {
+    let (run, _, story) = tell(&shrunk.setup, Box::new(Replay::new(&shrunk.departures).0));
+    let mut text = format!("\n{}", report::wrapped(&shrunk.violation.to_string()));
+    let _ = write!(text, "{}", report::wrapped(&format!("schedule {}; {}", failure.index, report::shrinking(shrunk))));
+    let _ = writeln!(text, "* departs from QEMU's own order\n\n{}", report::table(&story, &run.violations));
+    text += &report::explanation(explanation);
+    let replay = match saved {
+        Some(path) => format!("backsim replay {}", quoted(&path.display().to_string())),
+        None => format!("{} --save FILE && backsim replay FILE", again(search, failure)),
+    };
+    let _ = writeln!(text, "replay: {replay}");
     text
 }
 
-/// The file keeps the whole scenario, so what shrinking took out of it is only left out of the table.
-fn replay_file(options: &ExploreOptions, text: &str, shrunk: &Shrunk) -> ReplayFile {
+/// The command that finds the failure again.
+fn again(search: &Search, failure: &Failure) -> String {
+    let mut command = format!("backsim explore {} --case {}", quoted(&search.scenario_name), quoted(&search.case));
+    for (flag, values) in [("--defect", &search.defects), ("--known", &search.known)] {
+        values.iter().for_each(|value| command += &format!(" {flag} {}", quoted(value)));
+    }
+    command += &format!(" --strategy {} --depth {} --seed {}", search.strategy, search.depth, search.seed);
+    command + &format!(" --schedules {}", failure.index + 1)
+}
+
+/// As a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+fn replay_file(search: &Search, shrunk: &Shrunk) -> ReplayFile {
     ReplayFile {
         backsim: env!("CARGO_PKG_VERSION").to_owned(),
         invariant: shrunk.violation.invariant.name().to_owned(),
         violation: shrunk.violation.text.clone(),
         case: shrunk.setup.case.name.clone(),
-        defects: options.defects.clone(),
+        defects: search.defects.clone(),
         departures: shrunk.departures.iter().map(NamedDeparture::from).collect(),
-        removed: shrunk.removed.clone(),
-        scenario_name: options.scenario.display().to_string(),
-        scenario: text.to_owned(),
+        scenario_name: search.scenario_name.clone(),
+        scenario: shrunk.scenario.clone(),
     }
-}
-
-/// Replays a file; true if it breaks what it says.
-pub fn replay_command(path: &Path, out: &mut dyn io::Write) -> Result<bool, CommandError> {
-    let text = std::fs::read_to_string(path)?;
-    let file = ReplayFile::parse(&text).map_err(CommandError::Mistake)?;
-    let mut setup = Setup::new(file.find_case().map_err(CommandError::Mistake)?, file.defects.clone());
-    for part in &file.removed {
-        setup = super::shrink::remove(&setup, *part);
-    }
-    let (run, record, fit) = replay(&setup, &file.schedule());
-    write!(out, "{}\n{}", report::violations(&run.violations), report::table(&record.arrivals))?;
-    for missed in &fit.missed {
-        writeln!(out, "does not fit any more: {missed}")?;
-    }
-    for moved in &fit.moved {
-        writeln!(out, "came later than written: {moved}")?;
-    }
-    let same = run.violations.iter().any(|violation| violation.invariant.name() == file.invariant);
-    if !same {
-        writeln!(out, "{} does not break any more", file.invariant)?;
-    }
-    Ok(same)
 }

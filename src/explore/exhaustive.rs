@@ -67,7 +67,7 @@ pub fn search_exhaustively(
     plan: &Plan,
     reduction: Reduction,
     mut go_on: impl FnMut(&Tally) -> bool,
-) -> (Tally, Classes) {
+) -> Tally {
     let tree = Rc::new(RefCell::new(Tree::new(reduction)));
     let mut tally = Tally { complete: true, ..Tally::default() };
     let mut explored = 1.0;
@@ -80,6 +80,7 @@ pub fn search_exhaustively(
         let blocked = tree.borrow().is_blocked();
         if blocked {
             tally.runs += 1;
+            tally.next += 1;
         } else if tally.take(plan, &report) {
             let names = tree.borrow().events().iter().map(|event| event.name).collect();
             tally.failure = describe(setup, plan, tally.runs - 1, Box::new(Script::new(names)));
@@ -93,8 +94,8 @@ pub fn search_exhaustively(
     }
     let tree = tree.borrow();
     let about = (!tally.complete).then(|| tree.complete as f64 / explored);
-    let classes = Classes { complete: tree.complete, vain: tree.vain, about };
-    (tally, classes)
+    tally.classes = Some(Classes { complete: tree.complete, vain: tree.vain, about });
+    tally
 }
 
 #[cfg(test)]

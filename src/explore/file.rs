@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::scenario::{self, Case};
 
+use super::run::Setup;
 use super::schedule::{Departure, StepName};
 
 /// The content of a replay file.
@@ -26,12 +27,9 @@ pub struct ReplayFile {
     /// Where the run leaves QEMU's own order.
     #[serde(default)]
     pub departures: Vec<NamedDeparture>,
-    /// Parts of the scenario that the failure does not need, in the order in which they were taken out.
-    #[serde(default)]
-    pub removed: Vec<usize>,
     /// The scenario's name, for messages.
     pub scenario_name: String,
-    /// The scenario's text.
+    /// The scenario's text, with what the failure does not need taken out.
     pub scenario: String,
 }
 
@@ -98,7 +96,6 @@ impl ReplayFile {
             parts.push(format!("take: {}", of_step(&departure.take)));
             text += &format!("  - {{{}}}\n", parts.join(", "));
         }
-        text += &format!("removed: {:?}\n", self.removed);
         text += &format!("scenario-name: {}\nscenario: |\n", quoted(&self.scenario_name));
         for line in self.scenario.lines() {
             text += if line.is_empty() { "\n" } else { "  " };
@@ -121,6 +118,11 @@ impl ReplayFile {
         let cases = loaded.cases().map_err(|found| found.to_string())?;
         let found = cases.into_iter().find(|case| case.name == self.case);
         found.ok_or_else(|| format!("the scenario in the file has no case '{}'", self.case))
+    }
+
+    /// What is run: the case with the defects of the file.
+    pub fn setup(&self) -> Result<Setup, String> {
+        Ok(Setup::new(self.find_case()?, self.defects.clone()))
     }
 
     /// The schedule.

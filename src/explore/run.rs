@@ -56,6 +56,8 @@ pub struct RunReport {
     pub steps: u64,
     /// Abstract states that it went through.
     pub coverage: BTreeSet<u64>,
+    /// Pairs of a job's state and a device operation that ended in it.
+    pub cells: BTreeSet<u64>,
     /// A hash of what it left.
     pub state: u64,
     /// The transcript, for whoever shows the run.
@@ -132,6 +134,7 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
     let crashed = report.violations.iter().any(|violation| violation.invariant == Invariant::Progress);
     report.violations.extend(watch.finish(state.as_ref().filter(|_| !crashed)));
     report.coverage = std::mem::take(&mut watch.coverage);
+    report.cells = std::mem::take(&mut watch.cells);
     report.state = hash(state.as_ref(), &report.violations);
     report.left = state;
     report

@@ -86,7 +86,7 @@ pub(super) fn short(bytes: u64) -> String {
 
 /// Follows a run and knows where it is, in names.
 #[derive(Clone, Debug, Default)]
-struct Place {
+pub(super) struct Place {
     counts: BTreeMap<(String, String), u32>,
     after: Option<StepName>,
     events: u32,
@@ -99,6 +99,17 @@ impl Place {
         let key = (actor, step);
         let occurrence = self.counts.get(&key).copied().unwrap_or(0) + 1;
         StepName { actor: key.0, step: key.1, occurrence }
+    }
+
+    /// Whether the alternative is this arrival.
+    pub(super) fn is(&self, point: &ChoicePoint<'_>, index: usize, name: &StepName) -> bool {
+        !point.alternatives[index].is_loop() && self.name(point, index) == *name
+    }
+
+    /// Whether the departure is due here, or was due before without another arrival in between.
+    pub(super) fn is_at(&self, departure: &Departure, point: &ChoicePoint<'_>) -> bool {
+        let idle = !point.alternatives[0].is_loop();
+        departure.after == self.after && departure.events.map_or(idle, |events| idle || self.events >= events)
     }
 
     fn advance(&mut self, point: &ChoicePoint<'_>, index: usize) {
@@ -209,17 +220,23 @@ impl Replay {
         (Replay { fit: fit.clone(), place: Place::default() }, fit)
     }
 
+    /// Is told that something else came than it had decided.
+    pub(super) fn instead(&mut self, before: Place, point: &ChoicePoint<'_>, taken: usize) {
+        self.place = before;
+        self.place.advance(point, taken);
+    }
+
+    /// Where the run is.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     fn decide(&self, point: &ChoicePoint<'_>) -> usize {
         let mut fit = self.fit.borrow_mut();
         let idle = !point.alternatives[0].is_loop();
-        let due = |departure: &Departure| {
-            departure.after == self.place.after
-                && departure.events.map_or(idle, |events| idle || self.place.events >= events)
-        };
-        let Some(index) = fit.missed.iter().position(due) else { return 0 };
+        let Some(index) = fit.missed.iter().position(|due| self.place.is_at(due, point)) else { return 0 };
         let wanted = &fit.missed[index].take;
-        let found = (0..point.alternatives.len())
-            .find(|i| !point.alternatives[*i].is_loop() && self.place.name(point, *i) == *wanted);
+        let found = (0..point.alternatives.len()).find(|i| self.place.is(point, *i, wanted));
         if found.is_some() {
             let taken = fit.missed.remove(index);
             if taken.events.is_some_and(|events| idle || self.place.events != events) {

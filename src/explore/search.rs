@@ -3,14 +3,17 @@
 //! Runs are numbered; run 0 is QEMU's own order and teaches the others what they need to know. The verdict on a
 //! run depends on its number, the seed and the scenario alone, never on the runs around it.
 
-use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::sim::{ChoicePoint, Strategy};
+
+use crate::shard::Shard;
 
 use super::model::Violation;
 use super::run::{RunReport, Setup, run, run_in_detail};
 use super::schedule::{Departure, Fit, Record, Replay, Scribe};
 use super::strategy::{Corpus, DelayBounded, Departures, Kind, Learned, Sparse};
+pub use super::tally::{Failure, Tally};
 
 /// What to search, and for how long.
 #[derive(Clone, Debug)]
@@ -19,12 +22,10 @@ pub struct Plan {
     pub kind: Kind,
     /// Seeds them.
     pub seed: u64,
-    /// Numbers of the runs: this one first …
-    pub first: u64,
-    /// … then every so-manieth …
-    pub stride: u64,
-    /// … up to this one, which is not run.
+    /// Runs are numbered from 0 up to this one, which is not run.
     pub end: u64,
+    /// Only the runs of this part; none: all.
+    pub part: Option<Shard>,
     /// Violations that are known and passed over: invariant's name and part of the text.
     pub known: Vec<(String, String)>,
 }
@@ -32,74 +33,18 @@ pub struct Plan {
 impl Plan {
     /// All runs from 0 to `schedules`.
     pub fn new(kind: Kind, seed: u64, schedules: u64) -> Plan {
-        Plan { kind, seed, first: 0, stride: 1, end: schedules, known: Vec::new() }
+        Plan { kind, seed, end: schedules, part: None, known: Vec::new() }
+    }
+
+    /// Whether run `index` belongs to this part of the search.
+    pub fn takes(&self, index: u64) -> bool {
+        self.part.is_none_or(|part| part.takes(index, &index.to_string()))
     }
 
     /// Whether somebody has said that this is known.
     pub fn is_known(&self, violation: &Violation) -> bool {
         let name = violation.invariant.name();
         self.known.iter().any(|(invariant, part)| invariant == name && violation.text.contains(part.as_str()))
-    }
-}
-
-/// A run that broke something.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// Its number.
-    pub index: u64,
-    /// What it broke first.
-    pub violation: Violation,
-    /// Its schedule.
-    pub departures: Vec<Departure>,
-}
-
-/// What a search has seen.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    /// Runs made.
-    pub runs: u64,
-    /// Events of the loop in all runs.
-    pub steps: u64,
-    /// Distinct abstract states.
-    pub coverage: BTreeSet<u64>,
-    /// Distinct final states.
-    pub states: BTreeSet<u64>,
-    /// Runs that only broke what is known.
-    pub known: u64,
-    /// The first run that broke something else.
-    pub failure: Option<Failure>,
-    /// Whether every schedule that the strategy has was run.
-    pub complete: bool,
-}
-
-impl Tally {
-    /// Takes a run in; true if it broke something that is not known.
-    pub(super) fn take(&mut self, plan: &Plan, report: &RunReport) -> bool {
-        self.runs += 1;
-        self.steps += report.steps;
-        self.coverage.extend(&report.coverage);
-        self.states.insert(report.state);
-        let new = report.violations.iter().any(|violation| !plan.is_known(violation));
-        self.known += u64::from(!new && !report.violations.is_empty());
-        new
-    }
-
-    /// Adds what another part of the same search has seen.
-    pub fn merge(&mut self, other: Tally) {
-        self.runs += other.runs;
-        self.steps += other.steps;
-        self.coverage.extend(other.coverage);
-        self.states.extend(other.states);
-        self.known += other.known;
-        self.complete &= other.complete;
-        let earlier = match (&self.failure, &other.failure) {
-            (Some(own), Some(theirs)) => theirs.index < own.index,
-            (None, Some(_)) => true,
-            _ => false,
-        };
-        if earlier {
-            self.failure = other.failure;
-        }
     }
 }
 
@@ -142,32 +87,59 @@ pub fn learn(setup: &Setup) -> (Learned, RunReport) {
     (learned.take(), report)
 }
 
-/// Runs the plan's share of a seeded search; `go_on` is asked between runs.
-pub fn search(setup: &Setup, plan: &Plan, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
-    let mut tally = Tally { complete: true, ..Tally::default() };
-    let (learned, own_order) = learn(setup);
-    let mut index = plan.first;
-    while index < plan.end {
-        if !go_on(&tally) {
-            tally.complete = false;
-            break;
-        }
-        let seeded = |index: u64| plan.kind.strategy(plan.seed, index, &learned);
-        let failed = if index == 0 {
-            tally.take(plan, &own_order)
-        } else {
-            let report = run(setup, seeded(index));
-            tally.take(plan, &report)
-        };
-        if failed {
-            let again: Box<dyn Strategy> = if index == 0 { Box::new(Sparse::new(Vec::new())) } else { seeded(index) };
-            tally.failure = describe(setup, plan, index, again);
-            tally.complete = false;
-            break;
-        }
-        index += plan.stride;
+/// A seeded search of one case, any stretch of it at a time.
+pub struct Seeded<'a> {
+    setup: &'a Setup,
+    plan: &'a Plan,
+    learned: Learned,
+    own_order: RunReport,
+}
+
+impl<'a> Seeded<'a> {
+    /// Makes the run in QEMU's own order, which all others need.
+    pub fn new(setup: &'a Setup, plan: &'a Plan) -> Seeded<'a> {
+        let (learned, own_order) = learn(setup);
+        Seeded { setup, plan, learned, own_order }
     }
-    tally
+
+    /// Makes the plan's runs in `numbers` up to the first that fails; `go_on` is asked before each.
+    pub fn stretch(&self, numbers: Range<u64>, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
+        let mut tally = Tally { complete: true, next: numbers.start, ..Tally::default() };
+        for index in numbers.start..numbers.end.min(self.plan.end) {
+            if self.plan.takes(index) {
+                if !go_on(&tally) {
+                    tally.complete = false;
+                    return tally;
+                }
+                if self.fails(index, &mut tally) {
+                    tally.failure = describe(self.setup, self.plan, index, self.strategy(index));
+                    tally.complete = false;
+                    return tally;
+                }
+            }
+            tally.next = index + 1;
+        }
+        tally
+    }
+
+    fn strategy(&self, index: u64) -> Box<dyn Strategy> {
+        match index {
+            0 => Box::new(Sparse::new(Vec::new())),
+            _ => self.plan.kind.strategy(self.plan.seed, index, &self.learned),
+        }
+    }
+
+    fn fails(&self, index: u64, tally: &mut Tally) -> bool {
+        match index {
+            0 => tally.take_run(self.plan, index, &self.own_order),
+            _ => tally.take_run(self.plan, index, &run(self.setup, self.strategy(index))),
+        }
+    }
+}
+
+/// Runs the whole plan on this thread; `go_on` is asked between runs.
+pub fn search(setup: &Setup, plan: &Plan, go_on: impl FnMut(&Tally) -> bool) -> Tally {
+    Seeded::new(setup, plan).stretch(0..plan.end, go_on)
 }
 
 /// Runs every schedule with at most `bound` departures, at most `limit` of them.
@@ -193,11 +165,11 @@ pub fn search_bounded(setup: &Setup, plan: &Plan, bound: usize, mut go_on: impl 
 }
 
 /// Varies the runs that reached a new abstract state. Each run depends on those before it, so a search is not shared
-/// out; a shard is another search.
+/// out.
 pub fn search_covering(setup: &Setup, plan: &Plan, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
     let mut tally = Tally::default();
     let (learned, own_order) = learn(setup);
-    let mut corpus = Corpus::new(plan.seed ^ plan.first << 32, learned.points);
+    let mut corpus = Corpus::new(plan.seed, learned.points);
     let mut report = own_order;
     let mut tried = Departures::new();
     loop {

@@ -1,177 +1,300 @@
-//! Making a failing run small: fewer departures from QEMU's own order, then fewer steps of the scenario.
+//! Making a failing run small: fewer departures from QEMU's own order, fewer parts of the scenario, smaller disks.
 //!
-//! Only runs that break the same invariant about the same subject are kept. A departure that no longer fits after
-//! another was taken out is dropped with it. Shrinking never invents departures.
+//! Only runs that break the same invariant about the same subject are kept. What is cut out of the scenario is
+//! cut out of its text, so that what is left is a scenario that a person can read and run. A cut may move the
+//! place of the failure: where the old schedule no longer breaks anything, a few runs near QEMU's order are tried.
 
-use std::rc::Rc;
+use std::ops::Range;
 
-use crate::scenario::Case;
-use crate::scenario::ast::{Concurrently, Step, Verb};
-use crate::scenario::values::Steps;
+use crate::scenario;
+use crate::scenario::ast::{Step, Verb};
+use crate::scenario::parts::{groups, without};
+use crate::sim::Strategy;
+use crate::sim::rng::{Rng, Stream};
+use crate::units::parse_size;
 
 use super::model::Violation;
-use super::run::Setup;
+use super::run::{Setup, run};
 use super::schedule::Departure;
-use super::search::{Failure, replay};
+use super::search::{Failure, learn, replay, transcribe};
+use super::strategy::SampledDelays;
+
+/// Runs that are tried after a cut which the old schedule does not survive.
+const RETRIES: u64 = 8;
+
+/// How large a failing run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Departures from QEMU's own order.
+    pub departures: usize,
+    /// Steps of the scenario, each command of a guest counted.
+    pub steps: usize,
+    /// Bytes of the largest disk.
+    pub disk: u64,
+}
 
 /// A small failing run, and how it came to be.
 #[derive(Clone, Debug)]
 pub struct Shrunk {
-    /// The case, with what the failure does not need taken out.
+    /// What is run.
     pub setup: Setup,
+    /// The text of the scenario, with what the failure does not need taken out.
+    pub scenario: String,
     /// The schedule.
     pub departures: Vec<Departure>,
     /// What it breaks.
     pub violation: Violation,
-    /// Departures before.
-    pub departures_before: usize,
-    /// Steps of the scenario before.
-    pub steps_before: usize,
+    /// Before.
+    pub before: Size,
     /// Runs that it took.
     pub runs: u64,
-    /// The parts of the scenario that were taken out, each by its number among those left then.
-    pub removed: Vec<usize>,
+    /// Whether nothing more could be taken out; else the runs were spent.
+    pub ended: bool,
+}
+
+impl Shrunk {
+    /// How large it is now.
+    pub fn size(&self) -> Size {
+        Size { departures: self.departures.len(), ..size_of(&self.setup) }
+    }
+}
+
+fn size_of(setup: &Setup) -> Size {
+    let images = setup.case.steps.iter().filter_map(|step| match &*step.verb {
+        Verb::Image(image) => image.size.map(|size| size.0),
+        _ => None,
+    });
+    Size { departures: 0, steps: count(&setup.case.steps), disk: images.max().unwrap_or(0) }
+}
+
+fn count(steps: &[Step]) -> usize {
+    let parts = |step: &Step| match &*step.verb {
+        Verb::Concurrently(all) => all.actors.iter().map(|(_, steps)| count(&steps.0)).sum(),
+        Verb::QemuIo(io) => io.commands.as_ref().map_or(1, Vec::len).max(1),
+        _ => 1,
+    };
+    steps.iter().map(parts).sum()
+}
+
+/// Makes a failure small within so many runs; `text` is the scenario's, `name` what messages call it.
+pub fn shrink(name: &str, text: &str, setup: &Setup, failure: &Failure, budget: u64) -> Shrunk {
+    let best = Shrunk {
+        setup: setup.clone(),
+        scenario: text.to_owned(),
+        departures: failure.departures.clone(),
+        violation: failure.violation.clone(),
+        before: Size { departures: failure.departures.len(), ..size_of(setup) },
+        runs: 0,
+        ended: false,
+    };
+    let mut shrinker = Shrinker { name, best, budget };
+    let measure = |best: &Shrunk| (best.scenario.len(), best.departures.len());
+    while shrinker.best.runs < budget {
+        let before = measure(&shrinker.best);
+        shrinker.fewer_departures();
+        shrinker.less_text();
+        shrinker.smaller_disks();
+        shrinker.fewer_departures();
+        if measure(&shrinker.best) == before {
+            shrinker.best.ended = shrinker.best.runs < budget;
+            break;
+        }
+    }
+    shrinker.best
 }
 
 /// Tries candidates and remembers the best.
-struct Shrinker {
+struct Shrinker<'a> {
+    name: &'a str,
     best: Shrunk,
     budget: u64,
 }
 
-impl Shrinker {
-    /// Runs a candidate; if it breaks the same invariant, it is the best from now on.
+impl Shrinker<'_> {
+    fn spent(&self) -> bool {
+        self.best.runs >= self.budget
+    }
+
+    /// Runs a schedule; if it breaks the same invariant, it is the best from now on.
     fn keeps(&mut self, setup: &Setup, departures: &[Departure]) -> bool {
-        if self.best.runs >= self.budget {
+        if self.spent() {
             return false;
         }
         self.best.runs += 1;
         let (report, record, _) = replay(setup, departures);
         let same = report.violations.into_iter().find(|violation| violation.is_like(&self.best.violation));
         let Some(violation) = same else { return false };
-        self.best.setup = setup.clone();
-        self.best.violation = violation;
         // What did not fit is gone; what is left is what the run really did.
-        self.best.departures = record.departures;
+        (self.best.setup, self.best.violation, self.best.departures) = (setup.clone(), violation, record.departures);
         true
     }
 
     /// Takes departures out: halves, quarters, … then one by one (ddmin, Zeller and Hildebrandt 2002).
     fn fewer_departures(&mut self) {
-        let mut piece = self.best.departures.len().max(1);
-        while piece > 0 && self.best.runs < self.budget {
+        let mut piece = self.best.departures.len();
+        while piece > 0 && !self.spent() {
             let mut at = 0;
             let mut shrank = false;
-            while at < self.best.departures.len() && self.best.runs < self.budget {
+            while at < self.best.departures.len() && !self.spent() {
                 let mut fewer = self.best.departures.clone();
                 fewer.drain(at..(at + piece).min(fewer.len()));
-                let setup = self.best.setup.clone();
-                if fewer.len() < self.best.departures.len() && self.keeps(&setup, &fewer) {
+                let (setup, before) = (self.best.setup.clone(), self.best.clone());
+                if self.keeps(&setup, &fewer) && self.best.departures.len() < before.departures.len() {
                     shrank = true;
                 } else {
+                    let runs = self.best.runs;
+                    self.best = Shrunk { runs, ..before };
                     at += piece;
                 }
             }
-            if !shrank || piece > self.best.departures.len() {
-                piece /= 2;
-            }
+            piece = if shrank { piece.min(self.best.departures.len()) } else { piece / 2 };
         }
     }
 
-    /// Takes steps out of the scenario, the last first, then single commands of guests.
-    fn fewer_steps(&mut self) {
-        let mut at = size(&self.best.setup.case.steps);
-        while at > 0 && self.best.runs < self.budget {
-            at -= 1;
-            let setup = remove(&self.best.setup, at);
-            let departures = self.best.departures.clone();
-            if self.keeps(&setup, &departures) {
-                self.best.removed.push(at);
-            }
-        }
-    }
-}
-
-/// Makes a failure small within so many runs.
-pub fn shrink(setup: &Setup, failure: &Failure, budget: u64) -> Shrunk {
-    let best = Shrunk {
-        setup: setup.clone(),
-        departures: failure.departures.clone(),
-        violation: failure.violation.clone(),
-        departures_before: failure.departures.len(),
-        steps_before: size(&setup.case.steps),
-        runs: 0,
-        removed: Vec::new(),
-    };
-    let mut shrinker = Shrinker { best, budget };
-    shrinker.fewer_departures();
-    shrinker.fewer_steps();
-    shrinker.fewer_departures();
-    shrinker.best
-}
-
-/// How many removable parts steps have: whole steps, an actor's steps, single commands of a guest.
-pub fn size(steps: &[Step]) -> usize {
-    steps.iter().map(parts).sum()
-}
-
-/// The setup without one part of its scenario.
-pub fn remove(setup: &Setup, part: usize) -> Setup {
-    let steps = without(&setup.case.steps, part);
-    Setup { case: Case { steps: steps.into(), ..setup.case.clone() }, ..setup.clone() }
-}
-
-fn parts(step: &Step) -> usize {
-    match &*step.verb {
-        Verb::Concurrently(all) => all.actors.iter().map(|(_, steps)| size(&steps.0)).sum(),
-        Verb::QemuIo(io) => io.commands.as_ref().map_or(1, Vec::len).max(1),
-        _ => 1,
-    }
-}
-
-/// The steps without the part number `at`.
-fn without(steps: &[Step], mut at: usize) -> Vec<Step> {
-    let mut kept = Vec::new();
-    for step in steps {
-        let count = parts(step);
-        if at >= count {
-            at -= count;
-            kept.push(step.clone());
-            continue;
-        }
-        kept.extend(step_without(step, at));
-        at = usize::MAX;
-    }
-    kept
-}
-
-fn step_without(step: &Step, mut at: usize) -> Option<Step> {
-    match &*step.verb {
-        Verb::Concurrently(all) => {
-            let mut actors = Vec::new();
-            for (name, steps) in &all.actors {
-                let count = size(&steps.0);
-                if at >= count {
-                    at -= count;
-                    actors.push((name.clone(), steps.clone()));
-                    continue;
+    /// Takes parts out of the scenario's text: in each group half of it at a time, at last one by one, the last
+    /// first, since later steps hang on earlier ones.
+    fn less_text(&mut self) {
+        let text = self.best.scenario.clone();
+        let mut removed: Vec<Range<usize>> = Vec::new();
+        for group in groups(&text) {
+            let mut left: Vec<Range<usize>> = group.parts;
+            left.retain(|part| may_go(&text[part.clone()]));
+            let mut size = left.len().div_ceil(2);
+            while size > 0 && !self.spent() {
+                let mut end = left.len();
+                while end > 0 {
+                    let start = end.saturating_sub(size);
+                    let mut candidate = removed.clone();
+                    candidate.extend_from_slice(&left[start..end]);
+                    if self.keeps_text(without(&text, &candidate)) {
+                        removed = candidate;
+                        left.drain(start..end);
+                    }
+                    end = start;
                 }
-                let left = without(&steps.0, at);
-                if !left.is_empty() {
-                    actors.push((name.clone(), Steps(left)));
+                size /= 2;
+            }
+        }
+        let quiet = without_lines(&self.best.scenario, "log: none");
+        self.keeps_text(quiet);
+    }
+
+    /// Makes all disks of one size smaller at once.
+    fn smaller_disks(&mut self) {
+        for (text, bytes) in sizes(&self.best.scenario) {
+            let smaller = (0..).map(|power| 65536_u64 << power).take_while(|smaller| *smaller < bytes);
+            for smaller in smaller {
+                let with_smaller = with_size(&self.best.scenario, &text, smaller);
+                if self.spent() || self.keeps_text(with_smaller) {
+                    break;
                 }
-                at = usize::MAX;
             }
-            let verb = Verb::Concurrently(Concurrently { actors });
-            Some(Step { verb: Rc::new(verb), ..step.clone() })
         }
-        Verb::QemuIo(io) if parts(step) > 1 => {
-            let mut io = io.clone();
-            if let Some(commands) = &mut io.commands {
-                commands.remove(at);
+    }
+
+    /// Runs a smaller text with the schedule as it is, then with a few others.
+    fn keeps_text(&mut self, text: String) -> bool {
+        if text.len() >= self.best.scenario.len() && sizes(&text) == sizes(&self.best.scenario) {
+            return false;
+        }
+        let Some(setup) = self.parse(&text) else { return false };
+        let fewer_steps = count(&setup.case.steps) < count(&self.best.setup.case.steps);
+        let departures = self.best.departures.clone();
+        if self.keeps(&setup, &departures) || fewer_steps && self.is_near(&setup) {
+            self.best.scenario = text;
+            return true;
+        }
+        false
+    }
+
+    /// Looks for the same violation in runs with few departures.
+    fn is_near(&mut self, setup: &Setup) -> bool {
+        let most = self.best.departures.len().clamp(1, 3) as u32;
+        let (learned, _) = learn(setup);
+        self.best.runs += 1;
+        let strategy = |index: u64| -> Box<dyn Strategy> {
+            Box::new(SampledDelays::new(Rng::new(index, Stream::Schedule), most, learned.points))
+        };
+        for index in 0..RETRIES {
+            if self.spent() {
+                return false;
             }
-            Some(Step { verb: Rc::new(Verb::QemuIo(io)), ..step.clone() })
+            self.best.runs += 1;
+            let found = run(setup, strategy(index)).violations;
+            if found.iter().any(|violation| violation.is_like(&self.best.violation)) {
+                let (_, record) = transcribe(setup, strategy(index));
+                // A shorter scenario is not worth a longer schedule.
+                let fits = record.departures.len() <= self.best.departures.len();
+                if fits && self.keeps(setup, &record.departures) {
+                    return true;
+                }
+            }
         }
-        _ => None,
+        false
+    }
+
+    /// What is run of a text, if it is a scenario with the case, or with only one.
+    fn parse(&self, text: &str) -> Option<Setup> {
+        let old = &self.best.setup;
+        let cases = scenario::parse(self.name, text).ok()?.cases().ok()?;
+        let place = cases.iter().position(|case| case.name == old.case.name);
+        let place = place.or((cases.len() == 1).then_some(0))?;
+        let case = cases.into_iter().nth(place)?;
+        Some(Setup { case, ..old.clone() }).filter(|setup| !setup.case.steps.is_empty())
+    }
+}
+
+/// What belongs to the scenario whatever the failure needs: whose behaviour it has.
+fn may_go(part: &str) -> bool {
+    let kept = ["compat:", "name:", "steps:", "log:"];
+    !kept.iter().any(|key| part.trim_start().starts_with(key))
+}
+
+fn without_lines(text: &str, line: &str) -> String {
+    text.lines().filter(|own| own.trim() != line).map(|own| format!("{own}\n")).collect()
+}
+
+/// Where sizes are written, and which.
+fn size_places(text: &str) -> Vec<(Range<usize>, u64)> {
+    let found = text.match_indices("size: ").filter_map(|(at, key)| {
+        let is_key = !text[..at].ends_with(|before: char| before.is_alphanumeric() || before == '-');
+        let start = at + key.len();
+        let length = text[start..].find([',', '}', '\n', ' ']).unwrap_or(text.len() - start);
+        let bytes = parse_size(&text[start..start + length]).ok()?;
+        is_key.then_some((start..start + length, bytes))
+    });
+    found.collect()
+}
+
+/// The distinct sizes in a text, as written and in bytes, the largest first.
+fn sizes(text: &str) -> Vec<(String, u64)> {
+    let mut found: Vec<(String, u64)> =
+        size_places(text).into_iter().map(|(place, bytes)| (text[place].to_owned(), bytes)).collect();
+    found.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+    found.dedup();
+    found
+}
+
+/// The text with another size wherever `old` is written.
+fn with_size(text: &str, old: &str, bytes: u64) -> String {
+    let mut out = text.to_owned();
+    let places: Vec<Range<usize>> = size_places(text).into_iter().map(|(place, _)| place).collect();
+    for place in places.into_iter().rev().filter(|place| &text[place.clone()] == old) {
+        out.replace_range(place, &super::schedule::short(bytes));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_found_where_they_are_keys() {
+        let text = "vars:\n  size: 262144\nsteps:\n  - image: a\n    size: 1M\n  - x: {cluster-size: 64k, size: 1M}\n";
+        assert_eq!(sizes(text), [("1M".to_owned(), 1 << 20), ("262144".to_owned(), 262_144)]);
+        let smaller = with_size(text, "1M", 65536);
+        assert_eq!(smaller.matches("size: 64k").count(), 3);
+        assert!(smaller.contains("size: 262144"));
     }
 }

@@ -13,6 +13,7 @@ pub mod diagnostic;
 mod expand;
 pub mod json;
 mod load;
+pub(crate) mod parts;
 mod program;
 pub mod run;
 mod schema;

@@ -3,7 +3,6 @@
 //! Which scenarios there are is a function of the seed alone; so is the order of the results. Must never
 //! lose a difference: each is written to a directory with all that is needed to look at it.
 
-mod parts;
 mod shrink;
 mod summary;
 

@@ -3,7 +3,7 @@
 //! Must never give back a text of which the property was not seen to hold, and never ask more often than it
 //! may.
 
-use super::parts::{groups, without};
+use crate::scenario::parts::{groups, without};
 
 /// What came of shrinking.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use super::violation::{Invariant, Violation};
 /// A write to some node under way.
 struct Writing {
     node: Rc<str>,
+    operation: &'static str,
     offset: u64,
     bytes: u64,
     writes: bool,
@@ -44,6 +45,8 @@ pub struct Watch {
     found: Vec<Violation>,
     /// Abstract states that the run went through.
     pub coverage: BTreeSet<u64>,
+    /// Pairs of a job's state (highest byte) and a device operation that ended in it (the rest).
+    pub cells: BTreeSet<u64>,
     killed: bool,
 }
 
@@ -60,6 +63,7 @@ impl Watch {
             guest_errors: Vec::new(),
             found: Vec::new(),
             coverage: BTreeSet::new(),
+            cells: BTreeSet::new(),
             killed: false,
         }
     }
@@ -73,7 +77,7 @@ impl Watch {
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
             TraceEvent::RequestBegin { id, node, operation, offset, bytes } => {
                 let writes = matches!(*operation, "write" | "write-zeroes");
-                let writing = Writing { node: node.clone(), offset: *offset, bytes: *bytes, writes };
+                let writing = Writing { node: node.clone(), operation, offset: *offset, bytes: *bytes, writes };
                 self.writing.insert(*id, writing);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
@@ -126,6 +130,7 @@ impl Watch {
 
     fn request_ends(&mut self, id: u64, error: i32) {
         let Some(done) = self.writing.remove(&id) else { return };
+        self.cover_operation(&done, error);
         if error != 0 {
             if !self.snapshots.iter().any(|snapshot| snapshot.filter == done.node) {
                 self.device_errors.insert(error);
@@ -214,6 +219,17 @@ impl Watch {
         for job in &mut self.jobs {
             job.overwritten = true;
             job.states.push("null");
+        }
+    }
+
+    /// Notes in which state each job is when a request ends, well or not: a place where a fault can strike.
+    fn cover_operation(&mut self, done: &Writing, error: i32) {
+        let mut hash = Fnv::new(u64::from(error != 0));
+        done.node.bytes().chain(done.operation.bytes()).for_each(|byte| hash.add(u64::from(byte)));
+        let states = self.jobs.iter().filter_map(|job| job.states.last()).filter(|state| **state != "null");
+        for state in states {
+            let number = state.len() as u64 * 8 + u64::from(state.as_bytes()[0]) % 8;
+            self.cells.insert(number << 56 | hash.0 >> 8);
         }
     }
 

@@ -8,13 +8,13 @@ use std::ops::Range;
 
 /// Parts that stand side by side, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Group {
+pub(crate) struct Group {
     /// Bytes of the text, one range a part.
-    pub(super) parts: Vec<Range<usize>>,
+    pub(crate) parts: Vec<Range<usize>>,
 }
 
 /// The groups of `text`: first those of whole lines from the outside in, then those inside of lines.
-pub(super) fn groups(text: &str) -> Vec<Group> {
+pub(crate) fn groups(text: &str) -> Vec<Group> {
     let mut groups = of_lines(text);
     groups.extend(in_lines(text));
     groups
@@ -90,7 +90,7 @@ fn in_lines(text: &str) -> Vec<Group> {
 }
 
 /// `text` without the bytes of `removed`.
-pub(super) fn without(text: &str, removed: &[Range<usize>]) -> String {
+pub(crate) fn without(text: &str, removed: &[Range<usize>]) -> String {
     let mut sorted: Vec<&Range<usize>> = removed.iter().collect();
     sorted.sort_by_key(|range| range.start);
     let mut out = String::with_capacity(text.len());

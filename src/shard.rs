@@ -1,12 +1,13 @@
-//! `--shard`: one part of a list of work, so that many machines can share it without talking.
+//! One part of a list of work (`--shard`), so that many machines can share it without talking.
 //!
 //! The words are nextest's. Must never depend on anything but the list itself, or the parts of two
 //! machines would not add up to the whole.
 
+use std::fmt;
 use std::str::FromStr;
 
 /// One of `count` parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shard {
     kind: Kind,
     /// From 1.
@@ -14,7 +15,7 @@ pub struct Shard {
     count: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     /// Every `count`th item: parts of equal size.
     Slice,
@@ -24,12 +25,17 @@ enum Kind {
 
 impl Shard {
     /// Whether the item called `name`, at `index` in the whole list, belongs to this part.
-    pub fn takes(self, index: usize, name: &str) -> bool {
+    pub fn takes(self, index: u64, name: &str) -> bool {
         let number = match self.kind {
-            Kind::Slice => index as u64,
+            Kind::Slice => index,
             Kind::Hash => hash(name),
         };
         number % self.count == self.part - 1
+    }
+
+    /// All parts of the whole that this is one of.
+    pub fn all(self) -> impl Iterator<Item = Shard> {
+        (1..=self.count).map(move |part| Shard { part, ..self })
     }
 
     /// Whether this is the part that does what must be done once for the whole list.
@@ -43,6 +49,16 @@ fn hash(name: &str) -> u64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
     hash ^ (hash >> 32)
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Slice => "slice",
+            Kind::Hash => "hash",
+        };
+        write!(f, "{kind}:{}/{}", self.part, self.count)
+    }
 }
 
 impl FromStr for Shard {
@@ -75,13 +91,13 @@ mod tests {
         for kind in ["slice", "hash"] {
             let parts = (1..=3).map(|part| format!("{kind}:{part}/3").parse::<Shard>());
             let parts: Vec<Shard> = parts.map(|part| part.expect("a well-formed part")).collect();
-            for (index, name) in names.iter().enumerate() {
+            for (name, index) in names.iter().zip(0..) {
                 let takers = parts.iter().filter(|part| part.takes(index, name)).count();
                 assert_eq!(takers, 1, "{kind}: {name}");
             }
             let sizes: Vec<usize> = parts
                 .iter()
-                .map(|part| names.iter().enumerate().filter(|(i, name)| part.takes(*i, name)).count())
+                .map(|part| names.iter().zip(0..).filter(|(name, i)| part.takes(*i, name)).count())
                 .collect();
             assert!(sizes.iter().all(|size| (20..=50).contains(size)), "{kind}: {sizes:?}");
         }
