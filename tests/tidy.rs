@@ -170,6 +170,16 @@ fn a_run_depends_on_nothing_but_its_scenario() {
 }
 
 #[test]
+fn what_tasks_share_is_watched() {
+    let shared: Vec<Source> = Source::all("src")
+        .into_iter()
+        .filter(|source| ["store", "bitmap", "block", "job", "qmp", "img"].contains(&layer(&source.path).as_str()))
+        .collect();
+    let found = standing_alone(&shared, &["std::cell"]);
+    none("State lives in the cells of sim::shared, which partial-order reduction watches.", &found);
+}
+
+#[test]
 fn functions_and_files_are_short() {
     let mut found = Vec::new();
     for source in Source::all("src").into_iter().chain(Source::all("tests")) {

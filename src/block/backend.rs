@@ -3,11 +3,11 @@
 //! A backend checks requests against the node's length, queues them while the node is drained, and
 //! counts them so that a drain can wait. It must not know who its user is.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::errno::{Errno, Res};
 use crate::sim::WaitQueue;
+use crate::sim::shared::{Cell, Counter, RefCell};
 use crate::store::Content;
 
 use super::flags::{Perm, ReqFlags};
@@ -25,7 +25,7 @@ pub struct Backend {
     root: RefCell<Option<Rc<Edge>>>,
     perm: Cell<Perm>,
     shared: Cell<Perm>,
-    pub(super) in_flight: Cell<u32>,
+    pub(super) in_flight: Counter<u32>,
     pub(super) quiesce: Cell<u32>,
     queued: WaitQueue,
     /// Every write is followed by a flush.
@@ -126,9 +126,9 @@ impl Block {
     async fn backend_enter<'a>(&self, backend: &'a Backend) -> InFlight<'a> {
         let guard = InFlight::new(&backend.in_flight);
         while backend.quiesce.get() > 0 {
-            backend.in_flight.set(backend.in_flight.get() - 1);
+            backend.in_flight.sub(1);
             backend.queued.wait(&self.sim, "the end of a drained section").await;
-            backend.in_flight.set(backend.in_flight.get() + 1);
+            backend.in_flight.add(1);
         }
         guard
     }
@@ -207,17 +207,17 @@ impl Block {
 }
 
 /// Counts a request in a counter for as long as it lives.
-pub(super) struct InFlight<'a>(&'a Cell<u32>);
+pub(super) struct InFlight<'a>(&'a Counter<u32>);
 
 impl<'a> InFlight<'a> {
-    pub(super) fn new(counter: &'a Cell<u32>) -> InFlight<'a> {
-        counter.set(counter.get() + 1);
+    pub(super) fn new(counter: &'a Counter<u32>) -> InFlight<'a> {
+        counter.add(1);
         InFlight(counter)
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.sub(1);
     }
 }

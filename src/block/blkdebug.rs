@@ -4,10 +4,10 @@
 //! `block/blkdebug.c`; rules are evaluated newest first, breakpoints before set-state before
 //! inject-error rules. It never looks at what is above or below it.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::errno::{Errno, Res};
+use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{TaskId, TraceEvent};
 
 use super::blkdebug_event::BlkdebugEvent;

@@ -4,11 +4,12 @@
 //! cluster has been copied, else from the source, which guest writes must then leave alone until
 //! the read is over. QEMU's source: `block/copy-before-write.c`. It knows nothing of jobs.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
 use crate::errno::{Errno, Res};
+use crate::sim::access::Mode;
+use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{Nanos, Sleeper, TraceEvent, WaitQueue};
 use crate::store::Content;
 
@@ -150,9 +151,18 @@ impl CopyBeforeWrite {
         }
     }
 
-    fn with_own<T>(&self, block: &Block, id: BitmapId, f: impl FnOnce(&mut DirtyBitmap) -> T) -> T {
+    /// Runs `f` on a part of one of the filter's own bitmaps, which it uses so.
+    fn with_own<T>(
+        &self,
+        block: &Block,
+        id: BitmapId,
+        (offset, bytes): (u64, u64),
+        mode: Mode,
+        f: impl FnOnce(&mut DirtyBitmap) -> T,
+    ) -> T {
         let node = block.node(self.node);
-        let mut list = node.bitmaps.borrow_mut();
+        node.note_bits(id, offset, bytes, mode);
+        let mut list = node.bitmaps.borrow_part_mut();
         f(list.get_mut(id).expect("a filter's bitmaps live as long as it does"))
     }
 
@@ -177,7 +187,7 @@ impl CopyBeforeWrite {
         match result {
             Err(error) if self.on_error == OnCbwError::BreakGuestWrite => return Err(error),
             Err(error) => self.broken.set(self.broken.get().or(Some(error))),
-            Ok(()) => self.with_own(block, self.done, |done| done.set(start, length)),
+            Ok(()) => self.with_own(block, self.done, (start, length), Mode::Add, |done| done.set(start, length)),
         }
         if block.quirks.defects.fleecing_read_unprotected {
             return Ok(());
@@ -191,10 +201,10 @@ impl CopyBeforeWrite {
     async fn copy_with_timeout(self: &Rc<Self>, block: &Rc<Block>, options: CallOptions) -> Res<()> {
         let sleeper = Rc::new(Sleeper::default());
         let node = block.node(self.node);
-        node.in_flight.set(node.in_flight.get() + 1);
+        node.in_flight.add(1);
         let (ended, sim) = (sleeper.clone(), block.sim.clone());
         let call = self.copy.start(block, options, move || {
-            node.in_flight.set(node.in_flight.get() - 1);
+            node.in_flight.sub(1);
             ended.wake(&sim);
         });
         if !call.is_finished() {
@@ -225,7 +235,9 @@ impl CopyBeforeWrite {
     /// Decides where the first part of a snapshot read comes from, and freezes it
     /// (`cbw_snapshot_read_lock`). Never yields.
     fn lock(&self, block: &Block, offset: u64, bytes: u64) -> Res<Locked> {
-        let hidden = self.with_own(block, self.access, |access| access.next_zero(offset, bytes).is_some());
+        let hidden = self.with_own(block, self.access, (offset, bytes), Mode::Read, |access| {
+            access.next_zero(offset, bytes).is_some()
+        });
         if self.broken.get().is_some() || hidden {
             return Err(Errno::EACCES);
         }
@@ -242,7 +254,7 @@ impl CopyBeforeWrite {
 
     /// Whether the range begins with clusters that are done, and how far that goes.
     fn done_run(&self, block: &Block, offset: u64, bytes: u64) -> (bool, u64) {
-        self.with_own(block, self.done, |done| {
+        self.with_own(block, self.done, (offset, bytes), Mode::Read, |done| {
             if !done.is_set(offset) {
                 let run = done.next_dirty(offset, bytes).map_or(bytes, |next| next - offset);
                 return (false, run);
@@ -318,7 +330,7 @@ impl Block {
         if end <= start {
             return Ok(());
         }
-        cbw.with_own(self, cbw.access, |access| access.reset(start, end - start));
+        cbw.with_own(self, cbw.access, (start, end - start), Mode::Write, |access| access.reset(start, end - start));
         cbw.copy.with_bitmap(self, |copy| copy.reset(start, end - start));
         cbw.copy.update_progress(self);
         self.co_pdiscard(cbw.target, start, end - start).await

@@ -295,7 +295,7 @@ impl Block {
                 _ => return Err("Image format driver does not support resize".to_owned()),
             }
             self.set_length(&node, size.next_multiple_of(512));
-            node.write_generation.set(node.write_generation.get() + 1);
+            node.write_generation.add(1);
             Ok(())
         })
     }

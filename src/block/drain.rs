@@ -4,10 +4,10 @@
 //! Then the drain polls until nothing is in flight. QEMU's sources: `block/io.c` (drain) and
 //! `block/graph-lock.c`. What a job does when it is asked is the job layer's business.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::sim::WaitQueue;
+use crate::sim::shared::{Cell, Counter};
 
 use super::graph::Block;
 use super::node::{Edge, NodeId, Parent};
@@ -15,7 +15,7 @@ use super::node::{Edge, NodeId, Parent};
 /// The lock that QEMU 10 takes around changes of the graph.
 #[derive(Default)]
 pub struct GraphLock {
-    readers: Cell<u32>,
+    readers: Counter<u32>,
     writer: Cell<bool>,
     waiting: WaitQueue,
 }
@@ -26,7 +26,7 @@ pub struct GraphReader<'a>(Option<&'a GraphLock>);
 impl Drop for GraphReader<'_> {
     fn drop(&mut self) {
         if let Some(lock) = self.0 {
-            lock.readers.set(lock.readers.get() - 1);
+            lock.readers.sub(1);
         }
     }
 }
@@ -44,7 +44,7 @@ impl Block {
         while self.graph_lock.writer.get() {
             self.graph_lock.waiting.wait(&self.sim, "the graph lock").await;
         }
-        self.graph_lock.readers.set(self.graph_lock.readers.get() + 1);
+        self.graph_lock.readers.add(1);
         GraphReader(Some(&self.graph_lock))
     }
 

@@ -3,7 +3,7 @@
 //! A fault strikes requests on a node by kind and range, after a number of them, a number of times;
 //! it may delay them too. blkdebug itself is a node and lives in `blkdebug.rs`.
 
-use std::cell::RefCell;
+use crate::sim::shared::RefCell;
 
 use crate::errno::Errno;
 use crate::sim::Nanos;
@@ -27,6 +27,16 @@ pub struct Fault {
     pub times: Option<u64>,
     /// Extra time of a struck request, ns.
     pub latency: Nanos,
+}
+
+impl Fault {
+    /// Whether a request is one of those that it counts.
+    fn matches(&self, node: &str, operation: Operation, offset: u64, bytes: u64) -> bool {
+        let hits_range = self.range.is_none_or(|(start, length)| {
+            offset < start.saturating_add(length) && start < offset.saturating_add(bytes.max(1))
+        });
+        self.node == node && self.on.is_none_or(|on| on == operation) && hits_range
+    }
 }
 
 /// The faults of a machine.
@@ -58,13 +68,11 @@ impl Faults {
     /// What a request meets; counts it against every fault that it matches.
     pub fn strike(&self, node: &str, operation: Operation, offset: u64, bytes: u64) -> Strike {
         let mut strike = Strike::default();
-        for fault in self.faults.borrow_mut().iter_mut() {
-            let hits_range = fault.range.is_none_or(|(start, length)| {
-                offset < start.saturating_add(length) && start < offset.saturating_add(bytes.max(1))
-            });
-            if fault.node != node || fault.on.is_some_and(|on| on != operation) || !hits_range {
-                continue;
-            }
+        let is_meant = |fault: &Fault| fault.matches(node, operation, offset, bytes);
+        if !self.faults.borrow().iter().any(is_meant) {
+            return strike;
+        }
+        for fault in self.faults.borrow_mut().iter_mut().filter(|fault| is_meant(fault)) {
             if fault.after > 0 {
                 fault.after -= 1;
                 continue;

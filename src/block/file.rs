@@ -3,11 +3,11 @@
 //! Every request goes to the host's thread pool in QEMU, so every request yields here. Locks
 //! follow permissions as `block/file-posix.c` does with its lock bytes.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::errno::Res;
 use crate::sim::Footprint;
+use crate::sim::shared::RefCell;
 use crate::store::{Content, Store};
 
 use super::faults::Strike;

@@ -3,13 +3,13 @@
 //! Every change of the graph goes through here, so that permissions (`permissions.rs`), drained
 //! sections (`drain.rs`) and QEMU 10's graph lock are kept in one place. Nothing here may look into a driver.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::bitmap::BitmapList;
 use crate::quirks::Quirks;
 use crate::sim::Sim;
 use crate::sim::rng::{Rng, Stream};
+use crate::sim::shared::{Cell, Counter, RefCell, Unwatched};
 use crate::store::Host;
 
 use super::backend::Backend;
@@ -38,7 +38,7 @@ pub struct Block {
     /// What the process has written to its standard error.
     pub stderr: RefCell<String>,
     /// What it has written to its standard output (qemu-io's reports).
-    pub stdout: RefCell<Printed>,
+    pub stdout: Unwatched<Printed>,
     /// `BLOCK_IMAGE_CORRUPTED` and the like, for the layer that knows QMP.
     pub notices: RefCell<Vec<Notice>>,
     /// The program's name in front of warnings.
@@ -104,7 +104,7 @@ impl Block {
             timing: config.timing,
             faults: Faults::default(),
             stderr: RefCell::default(),
-            stdout: RefCell::default(),
+            stdout: Unwatched::default(),
             notices: RefCell::default(),
             program: config.program,
             process: config.process,
@@ -219,10 +219,10 @@ impl Block {
             was_writable: Cell::new(false),
             monitor_owned: Cell::new(false),
             references: Cell::new(1),
-            in_flight: Cell::new(0),
+            in_flight: Counter::default(),
             quiesce: Cell::new(self.drain_all_count.get()),
             tracker: Default::default(),
-            write_generation: Cell::new(0),
+            write_generation: Counter::default(),
             flushed_generation: Cell::new(0),
             flush: Default::default(),
             op_blockers: RefCell::default(),

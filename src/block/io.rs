@@ -284,7 +284,7 @@ impl Block {
 
     /// Checks that come before any write, and the wait for conflicting requests.
     pub(super) async fn prepare_write(&self, node: &Node, request: &TrackedRequest<'_>, flags: ReqFlags) -> Res<()> {
-        if node.is_read_only() || node.bitmaps.borrow().any_readonly() {
+        if node.is_read_only() || node.any_bitmap_readonly() {
             return Err(Errno::EPERM);
         }
         request.wait(flags.contains(ReqFlags::NO_WAIT)).await
@@ -292,14 +292,14 @@ impl Block {
 
     /// Settles a write, discard or zero write that the driver has ended, well or not.
     pub(super) fn finish_write(&self, node: &Node, offset: u64, bytes: u64, result: Res<()>) {
-        node.write_generation.set(node.write_generation.get() + 1);
+        node.write_generation.add(1);
         let end = offset + bytes;
         if result.is_ok() && end > node.length.get() && bytes > 0 {
             self.set_length(node, end.next_multiple_of(512));
         }
         if bytes > 0 {
             self.witness_dirty(node, offset, bytes);
-            node.bitmaps.borrow_mut().mark_dirty(offset, bytes);
+            node.mark_dirty(offset, bytes);
         }
     }
 

@@ -213,7 +213,7 @@ impl Block {
             let node = self.node(node);
             let node = &*node;
             self.check_driver(node)?;
-            if node.bitmaps.borrow().any_readonly() {
+            if node.any_bitmap_readonly() {
                 return Err(Errno::EPERM);
             }
             checked_end(offset, bytes)?;

@@ -3,12 +3,13 @@
 //! Data only: the fields of QEMU's `BlockDriverState` and `BdrvChild` that behaviour depends on.
 //! Who may change the graph is decided in `graph.rs`, what a request does in `io.rs`.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use crate::bitmap::BitmapList;
+use crate::bitmap::{BitmapId, BitmapList};
+use crate::sim::access::Mode;
+use crate::sim::shared::{Cell, Counter, RefCell};
 
 use super::backend::Backend;
 use super::blkdebug::Blkdebug;
@@ -206,13 +207,13 @@ pub struct Node {
     /// References: edges to it, the monitor's, temporary ones.
     pub references: Cell<u32>,
     /// Requests inside the node.
-    pub in_flight: Cell<u32>,
+    pub in_flight: Counter<u32>,
     /// Drained sections that cover the node.
     pub quiesce: Cell<u32>,
     /// Tracked requests, serialising ones among them.
     pub tracker: Tracker,
     /// Counts completed writes; see flushing.
-    pub write_generation: Cell<u64>,
+    pub write_generation: Counter<u64>,
     /// The write generation at the last successful flush.
     pub flushed_generation: Cell<u64>,
     /// A flush is under way; others wait.
@@ -281,6 +282,32 @@ impl Node {
             Driver::Qcow2(q) => Some(q.clone()),
             _ => None,
         }
+    }
+
+    /// Says that a part of one of the node's bitmaps is used so.
+    pub(super) fn note_bits(&self, id: BitmapId, offset: u64, bytes: u64, mode: Mode) {
+        // Part 0 of the list is which bitmaps there are and what they do; the bits of each follow.
+        const UNIT: u64 = 4096;
+        let bits = (u64::from(id.0) + 1).min(4094) << 52;
+        self.bitmaps.note(0, 1, Mode::Read);
+        let end = offset.saturating_add(bytes).div_ceil(UNIT);
+        self.bitmaps.note(bits + offset / UNIT, bits + end, mode);
+    }
+
+    /// Whether a bitmap forbids writes.
+    pub fn any_bitmap_readonly(&self) -> bool {
+        self.bitmaps.note(0, 1, Mode::Read);
+        self.bitmaps.borrow_part().any_readonly()
+    }
+
+    /// A write has touched a range: every enabled bitmap notes it. Setting bits commutes with setting others.
+    pub(super) fn mark_dirty(&self, offset: u64, bytes: u64) {
+        self.bitmaps.note(0, 1, Mode::Read);
+        let mut list = self.bitmaps.borrow_part_mut();
+        for (id, _) in list.iter().filter(|(_, bitmap)| bitmap.enabled()) {
+            self.note_bits(id, offset, bytes, Mode::Add);
+        }
+        list.mark_dirty(offset, bytes);
     }
 
     /// Whether two nodes are drained together: any section covers this one.

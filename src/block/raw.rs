@@ -3,7 +3,7 @@
 //! With `offset` or `size` it shows a part of the node below, like a partition; without them it behaves like a
 //! filter. QEMU's source: `block/raw-format.c`. It has no bytes of its own.
 
-use std::cell::Cell;
+use crate::sim::shared::Cell;
 
 use crate::errno::{Errno, Res};
 

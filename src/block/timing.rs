@@ -3,11 +3,11 @@
 //! Costs are durations or ranges to draw from; without a scenario's `timing:` everything takes 0 ns,
 //! which still yields. No draw happens where a range is a single value.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::sim::Nanos;
 use crate::sim::rng::{Rng, Stream};
+use crate::sim::shared::RefCell;
 
 /// A cost, ns: at least, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -4,10 +4,11 @@
 //! node's alignment, or asked to be so) waits for, and holds off, what overlaps it. QEMU's source:
 //! tracked requests in `block/io.c`.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::errno::{Errno, Res};
+use crate::sim::access::Mode;
+use crate::sim::shared::{Cell, Counter, RefCell};
 use crate::sim::{Sim, WaitQueue};
 
 struct Tracked {
@@ -25,7 +26,7 @@ struct Tracked {
 pub struct Tracker {
     requests: RefCell<Vec<Tracked>>,
     serialising: Cell<u32>,
-    next: Cell<u64>,
+    next: Counter<u64>,
 }
 
 /// A request in flight; leaves the list when dropped.
@@ -38,10 +39,18 @@ pub struct TrackedRequest<'a> {
 impl Tracker {
     /// Enters a request into the list.
     pub fn begin<'a>(&'a self, sim: &'a Sim, offset: u64, bytes: u64) -> TrackedRequest<'a> {
-        let id = self.next.get();
-        self.next.set(id + 1);
+        let id = self.next.ticket(1);
         let end = offset.saturating_add(bytes);
-        self.requests.borrow_mut().push(Tracked { id, offset, end, serialising: false, waits: false, waiters: None });
+        // Ordinary requests do not mind each other; who looks for conflicts minds the range.
+        self.requests.note(offset, end, Mode::Add);
+        self.requests.borrow_part_mut().push(Tracked {
+            id,
+            offset,
+            end,
+            serialising: false,
+            waits: false,
+            waiters: None,
+        });
         TrackedRequest { tracker: self, sim, id }
     }
 
@@ -98,10 +107,12 @@ impl TrackedRequest<'_> {
 
 impl Drop for TrackedRequest<'_> {
     fn drop(&mut self) {
-        let mut requests = self.tracker.requests.borrow_mut();
+        let mut requests = self.tracker.requests.borrow_part_mut();
         let Some(index) = requests.iter().position(|r| r.id == self.id) else { return };
         let me = requests.remove(index);
         drop(requests);
+        let alone = !me.serialising && me.waiters.is_none();
+        self.tracker.requests.note(me.offset, me.end, if alone { Mode::Add } else { Mode::Write });
         if me.serialising {
             self.tracker.serialising.set(self.tracker.serialising.get() - 1);
         }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use crate::explore::Kind;
 use crate::explore::command::{self, CommandError, Ui};
 use crate::explore::options::{ExploreOptions, Format, Method, SHRINK, Telling};
 use crate::explore::replaying::{self, ReplayOptions};
+use crate::explore::strategy::{Reduction, Selection};
 use crate::shard::Shard;
 
 use super::error::{Failure, Message};
@@ -27,12 +29,18 @@ pub struct ExploreArgs {
     /// Only the case of this name.
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
-    /// auto, random, pct, pos, urw, delays, or bounded.
+    /// auto, random, pct, pos, urw, surw, delays, coverage, bounded, or exhaustive.
     #[arg(long, value_name = "S", default_value = "auto")]
     pub strategy: String,
     /// Depth of pct, most departures of delays and bounded.
     #[arg(long, value_name = "D", default_value_t = 2)]
     pub depth: u32,
+    /// The events that surw mixes evenly: `job` or `cluster:N` (64 KiB each); none: another cluster in each run.
+    #[arg(long, value_name = "WHAT")]
+    pub select: Option<String>,
+    /// Lets exhaustive run every schedule, also equivalent ones.
+    #[arg(long)]
+    pub no_reduction: bool,
     /// Runs per case at most, of all parts together.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub schedules: u64,
@@ -140,9 +148,19 @@ pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, 
     if let Some(ExploreCommand::Merge { files, telling }) = &args.other {
         return with_ui(terminal, |ui| command::merge(files, &telling.telling(), ui));
     }
+    let selected = args.select.as_deref().map(|name| {
+        Selection::from_name(name).ok_or_else(|| Message::mistake(format!("nothing can be selected by `{name}`")))
+    });
     let Some(method) = Method::from_name(&args.strategy, args.depth) else {
         let message = Message::mistake(format!("no strategy is called `{}`", args.strategy));
-        return Err(message.expected("auto, random, pct, pos, urw, delays, bounded").into());
+        return Err(message
+            .expected("auto, random, pct, pos, urw, surw, delays, coverage, bounded, exhaustive")
+            .into());
+    };
+    let method = match method {
+        Method::Seeded(Kind::Surw(any)) => Method::Seeded(Kind::Surw(selected.transpose()?.unwrap_or(any))),
+        Method::Exhaustive(_) if args.no_reduction => Method::Exhaustive(Reduction::None),
+        method => method,
     };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let options = ExploreOptions {

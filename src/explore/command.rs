@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::report::{Suite, TestCase, TestResult, junit};
 use crate::scenario::{self, Case};
 
+use super::exhaustive::search_exhaustively;
 use super::explain::{Explanation, explain};
 use super::file::{NamedDeparture, ReplayFile};
 use super::options::{ExploreOptions, Format, Method, Telling};
@@ -20,7 +21,7 @@ use super::report;
 use super::result::{self, Outcome, Search};
 use super::run::Setup;
 use super::schedule::Replay;
-use super::search::{Plan, Tally, learn, search_bounded};
+use super::search::{Plan, Tally, learn, search_bounded, search_covering};
 use super::shrink::{Shrunk, shrink};
 use super::story::tell;
 use super::tally::{Cells, Failure};
@@ -170,14 +171,19 @@ fn search_case(
     let mut progress = Progress::new(&case.name, plan, options.time, begun.runs);
     let begin = Instant::now();
     let in_time = || options.time.is_none_or(|time| begin.elapsed() < time);
-    if let Method::Bounded(bound) = options.method {
+    if !matches!(options.method, Method::Seeded(_)) {
         let setup = Setup::new(case.clone(), options.defects.clone());
-        let tally = search_bounded(&setup, plan, bound, |tally| {
+        let look = |tally: &Tally| {
             if let Some(line) = progress.line(tally) {
                 ui.show(&line);
             }
             in_time()
-        });
+        };
+        let tally = match options.method {
+            Method::Bounded(bound) => search_bounded(&setup, plan, bound, look),
+            Method::Exhaustive(reduction) => search_exhaustively(&setup, plan, reduction, look),
+            _ => search_covering(&setup, plan, look),
+        };
         ui.show("");
         return Ok(tally);
     }
@@ -339,7 +345,10 @@ fn summary(search: &Search, setup: &Setup, tally: &Tally, seconds: Option<f64>) 
         }
         Ok(Method::Bounded(bound)) => Some(format!("incomplete: schedules with at most {bound} departures are left")),
         Ok(Method::Seeded(kind)) => kind.guarantee(tally.runs, &learn(setup).0),
-        Err(_) => None,
+        Ok(Method::Exhaustive(reduction)) => {
+            tally.classes.as_ref().map(|classes| classes.text(reduction, tally.complete))
+        }
+        Ok(Method::Coverage) | Err(_) => None,
     };
     if let Some(guarantee) = guarantee {
         let _ = writeln!(text, "  {guarantee}");

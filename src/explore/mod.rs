@@ -7,6 +7,7 @@
 //! Nothing below knows of this layer: it listens to the trace and answers at choice points.
 
 pub mod command;
+pub mod exhaustive;
 pub mod explain;
 pub mod file;
 pub mod model;

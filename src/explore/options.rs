@@ -7,7 +7,7 @@ use crate::shard::Shard;
 
 use super::model::Invariant;
 use super::search::Plan;
-use super::strategy::Kind;
+use super::strategy::{Kind, Reduction};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -26,6 +26,10 @@ pub enum Method {
     Seeded(Kind),
     /// Every schedule with at most so many departures.
     Bounded(usize),
+    /// Variations of runs that reached something new.
+    Coverage,
+    /// Every schedule, or one of each class.
+    Exhaustive(Reduction),
 }
 
 impl Method {
@@ -33,6 +37,9 @@ impl Method {
     pub fn from_name(name: &str, depth: u32) -> Option<Method> {
         match name {
             "bounded" => Some(Method::Bounded(depth as usize)),
+            "coverage" => Some(Method::Coverage),
+            "exhaustive" => Some(Method::Exhaustive(Reduction::SourceSets)),
+            "unreduced" => Some(Method::Exhaustive(Reduction::None)),
             name => Kind::from_name(name, depth).map(Method::Seeded),
         }
     }
@@ -42,6 +49,9 @@ impl Method {
         match self {
             Method::Seeded(kind) => kind.name(),
             Method::Bounded(_) => "bounded",
+            Method::Coverage => "coverage",
+            Method::Exhaustive(Reduction::None) => "unreduced",
+            Method::Exhaustive(_) => "exhaustive",
         }
     }
 }
@@ -125,13 +135,13 @@ impl ExploreOptions {
     pub fn plan(&self) -> Result<Plan, String> {
         let kind = match self.method {
             Method::Seeded(kind) => kind,
-            Method::Bounded(_) if self.part.is_some() || self.checkpoint.is_some() => {
-                return Err(
-                    "a bounded search goes through its schedules in one piece: it has no parts and no checkpoints"
-                        .into(),
-                );
+            method if self.part.is_some() || self.checkpoint.is_some() => {
+                return Err(format!(
+                    "a {} search goes through its schedules in one piece: it has no parts and no checkpoints",
+                    method.name()
+                ));
             }
-            Method::Bounded(_) => Kind::Auto,
+            Method::Bounded(_) | Method::Coverage | Method::Exhaustive(_) => Kind::Auto,
         };
         let mut plan = Plan::new(kind, self.seed, self.schedules);
         plan.part = self.part;

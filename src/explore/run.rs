@@ -16,7 +16,7 @@ use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, simulate};
 use crate::scenario::values::Word;
 use crate::sim::trace::Stamped;
-use crate::sim::{Choices, Recorded, Strategy};
+use crate::sim::{Choices, Recorded, Strategy, access};
 use crate::store::Host;
 
 use super::model::qcow2_image::{self, Verdict};
@@ -120,9 +120,13 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
     let mut options = options(setup, strategy, &watch, &left, listener);
     let slot = images.clone();
     options.inspect_files = Some(Box::new(move |host| *slot.borrow_mut() = judge_files(host)));
+    if options.choices.observes() {
+        access::begin();
+    }
     RUNNING.set(true);
     let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&setup.case, options)));
     RUNNING.set(false);
+    access::end();
     let (mut report, mut ending) = (RunReport::default(), Vec::new());
     match outcome {
         Err(_) => {

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
-use crate::sim::{ChoicePoint, Strategy};
+use crate::sim::access::Accesses;
+use crate::sim::{ABANDON, ChoicePoint, Strategy};
 
 /// One arrival: on whose behalf, which step, and the how-manieth of that name in the run, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,9 +166,23 @@ impl Scribe {
 impl Strategy for Scribe {
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
         let answer = self.inner.next_step(point);
+        if answer == ABANDON {
+            return ABANDON;
+        }
         let taken = if answer < point.alternatives.len() { answer } else { 0 };
-        self.note(point, taken);
+        let only_loop = point.alternatives.len() == 1 && point.alternatives[0].is_loop();
+        if !only_loop {
+            self.note(point, taken);
+        }
         taken
+    }
+
+    fn observes(&self) -> bool {
+        self.inner.observes()
+    }
+
+    fn has_run(&mut self, touched: Accesses, changed: bool) {
+        self.inner.has_run(touched, changed);
     }
 
     fn forced_step(&mut self, point: &ChoicePoint<'_>) {

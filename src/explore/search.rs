@@ -12,7 +12,7 @@ use crate::shard::Shard;
 use super::model::Violation;
 use super::run::{RunReport, Setup, run, run_in_detail};
 use super::schedule::{Departure, Fit, Record, Replay, Scribe};
-use super::strategy::{DelayBounded, Kind, Learned, Sparse};
+use super::strategy::{Corpus, DelayBounded, Departures, Kind, Learned, Sparse};
 pub use super::tally::{Failure, Tally};
 
 /// What to search, and for how long.
@@ -54,8 +54,13 @@ struct Student {
 }
 
 impl Student {
-    fn count(&self, actor: &str) {
+    fn count(&self, point: &ChoicePoint<'_>) {
+        let (actor, footprint) = (point.actor(0), &point.alternatives[0].footprint);
         let mut learned = self.learned.borrow_mut();
+        if footprint.bytes > 0 {
+            learned.ranges.push((actor.clone(), footprint.offset, footprint.bytes));
+        }
+        let actor = &*actor;
         match learned.steps.iter_mut().find(|(name, _)| name == actor) {
             Some((_, count)) => *count += 1,
             None => learned.steps.push((actor.to_owned(), 1)),
@@ -66,12 +71,12 @@ impl Student {
 impl Strategy for Student {
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
         self.learned.borrow_mut().points += 1;
-        self.count(&point.actor(0));
+        self.count(point);
         0
     }
 
     fn forced_step(&mut self, point: &ChoicePoint<'_>) {
-        self.count(&point.actor(0));
+        self.count(point);
     }
 }
 
@@ -155,6 +160,31 @@ pub fn search_bounded(setup: &Setup, plan: &Plan, bound: usize, mut go_on: impl 
         }
         let widths = report.choices.iter().filter(|choice| choice.what == "step").map(|choice| choice.n);
         schedules.has_run(widths.collect());
+    }
+    tally
+}
+
+/// Varies the runs that reached a new abstract state. Each run depends on those before it, so a search is not shared
+/// out.
+pub fn search_covering(setup: &Setup, plan: &Plan, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
+    let mut tally = Tally::default();
+    let (learned, own_order) = learn(setup);
+    let mut corpus = Corpus::new(plan.seed, learned.points);
+    let mut report = own_order;
+    let mut tried = Departures::new();
+    loop {
+        if tally.take(plan, &report) {
+            tally.failure = describe(setup, plan, tally.runs - 1, Box::new(Sparse::new(tried)));
+            break;
+        }
+        let steps = report.choices.iter().filter(|choice| choice.what == "step").map(|choice| choice.taken);
+        let taken = (0..).zip(steps).filter(|(_, taken)| *taken > 0);
+        corpus.has_run(taken.collect(), &report.coverage);
+        if tally.runs >= plan.end || !go_on(&tally) {
+            break;
+        }
+        tried = corpus.next_schedule();
+        report = run(setup, Box::new(Sparse::new(tried.clone())));
     }
     tally
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::exhaustive::Classes;
 use super::model::Violation;
 use super::run::RunReport;
 use super::schedule::Departure;
@@ -44,6 +45,8 @@ pub struct Tally {
     pub failure: Option<Failure>,
     /// Whether every schedule that the strategy has was run.
     pub complete: bool,
+    /// What an exhaustive search has come to.
+    pub classes: Option<Classes>,
 }
 
 impl Tally {

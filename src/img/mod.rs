@@ -25,13 +25,13 @@ mod rebase;
 mod resize;
 mod size;
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
 use crate::block::FileLocks;
 use crate::quirks::Quirks;
+use crate::sim::shared::Cell;
 use crate::sim::{LocalFuture, Sim};
 use crate::store::Host;
 

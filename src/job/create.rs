@@ -2,7 +2,6 @@
 //!
 //! It is a job without block-job events; the image itself is the format driver's work.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::block::open::{ChildRef, DriverOptions, OpenOptions};
@@ -10,6 +9,7 @@ use crate::block::qcow2::{Qcow2, Qcow2CreateOptions};
 use crate::block::{Block, NodeId, Operation, Perm, truncate};
 use crate::errno::Errno;
 use crate::sim::Footprint;
+use crate::sim::shared::Cell;
 
 use super::job::{Job, JobConfig, JobKind, Jobs};
 

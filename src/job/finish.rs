@@ -3,13 +3,13 @@
 //! Rules of QEMU's `job.c`: a failure or a cancel of one member aborts all; success waits for all; members
 //! are settled in list order, newest first. Settling may poll, so all of it is main-loop code.
 
-use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::errno::Errno;
 use crate::sim::TraceEvent;
+use crate::sim::shared::{Cell, RefCell};
 
 use super::job::{Job, JobEvent, JobKind};
 use super::state::Status;

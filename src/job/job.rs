@@ -3,12 +3,12 @@
 //! Names and order of effects follow QEMU's `job.c` and `blockjob.c`. How a job ends is in
 //! `finish.rs`. A job never looks into the scenario or into QMP.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::block_copy::Progress;
 use crate::block::{Block, Edge, JobParent, NodeId, Parent, Perm, Role, is_well_formed_id};
 use crate::errno::Errno;
+use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{TaskId, TraceEvent};
 
 use super::backup::Backup;

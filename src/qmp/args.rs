@@ -4,7 +4,7 @@
 //! that nobody asked for are refused at the end. QEMU's source: `qapi/qobject-input-visitor.c`. No
 //! command's meaning may be known here.
 
-use std::cell::RefCell;
+use crate::sim::shared::RefCell;
 
 use serde_json::{Map, Value};
 

@@ -4,7 +4,6 @@
 //! answers in the next dispatch of that context, as QEMU does since 7.2.9. What a command does is in
 //! `commands/`.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -13,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::block::{Backend, Block, BlockConfig, FileLocks, Timing};
 use crate::job::Jobs;
 use crate::quirks::Quirks;
+use crate::sim::shared::{Cell, Ref, RefCell};
 use crate::sim::{LocalFuture, Sim, TraceEvent, WaitQueue};
 use crate::store::Host;
 
@@ -87,7 +87,7 @@ impl Machine {
     }
 
     /// The events so far, oldest first.
-    pub fn events(&self) -> std::cell::Ref<'_, Vec<QmpEvent>> {
+    pub fn events(&self) -> Ref<'_, Vec<QmpEvent>> {
         self.events.borrow()
     }
 

@@ -4,7 +4,6 @@
 //! drives a real QEMU. A run is a pure function of case, options and recorded choices; nothing here may look
 //! at a clock or at the environment.
 
-use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -14,7 +13,8 @@ use crate::block::{Cost, Costs, Fault, FileLocks, Operation, Timing};
 use crate::img::{ImgEnv, NewImage};
 use crate::qmp::{Machine, MachineConfig};
 use crate::quirks::{Compat, Quirks};
-use crate::sim::{Choices, Recorded, Sim, Stuck, TraceEvent};
+use crate::sim::shared::{Cell, Counter, RefCell};
+use crate::sim::{Choices, Recorded, Sim, Stuck, TraceEvent, access};
 use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
@@ -360,7 +360,8 @@ impl Backend for SimBackend {
         let sim = &self.0.sim;
         let Some(me) = sim.current() else { return Ok(()) };
         self.0.concurrent.set(self.0.concurrent.get() + 1);
-        let left = Rc::new(Cell::new(actors.len()));
+        let left: Rc<Counter<usize>> = Rc::default();
+        left.add(actors.len());
         let failure: Rc<RefCell<Option<RunError>>> = Rc::default();
         for (name, actor) in actors {
             let (left, failure, waker) = (left.clone(), failure.clone(), sim.clone());
@@ -373,11 +374,15 @@ impl Backend for SimBackend {
                         failure.borrow_mut().get_or_insert(error);
                     }
                 }
-                left.set(left.get() - 1);
-                waker.wake(me);
+                left.sub(1);
+                // Whoever is the last wakes the others' master; it is all the same who that is.
+                let last = access::unseen(|| left.get()) == 0;
+                if last || failure.borrow().is_some() {
+                    waker.wake(me);
+                }
             });
         }
-        while left.get() > 0 && failure.borrow().is_none() {
+        while left.awaited() > 0 && failure.borrow().is_none() {
             sim.park("the actors").await;
         }
         self.0.concurrent.set(self.0.concurrent.get() - 1);

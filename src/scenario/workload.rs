@@ -4,12 +4,12 @@
 //! never overlap, so the model always knows what a read must give. After a failed write the range is unknown
 //! until it is written again. A guest that never reads keeps no model.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::block::{Backend, Block, ReqFlags};
 use crate::qmp::Machine;
 use crate::sim::rng::{Rng, Stream};
+use crate::sim::shared::RefCell;
 use crate::store::{Content, Store};
 
 use super::ast::Distribution;
@@ -34,8 +34,8 @@ struct Guest {
     first: u64,
     slots: u64,
     rng: RefCell<Rng>,
-    left: std::cell::Cell<u64>,
-    next_sequential: std::cell::Cell<u64>,
+    left: crate::sim::shared::Cell<u64>,
+    next_sequential: crate::sim::shared::Cell<u64>,
     /// What the disk must hold where `known` is not zero.
     content: Store,
     known: Store,
@@ -61,8 +61,8 @@ pub(super) async fn run(machine: &Rc<Machine>, spec: &Workload, seed: u64) -> Re
         first,
         slots: (end - first) / align,
         rng: RefCell::new(Rng::new(seed, Stream::Workload)),
-        left: std::cell::Cell::new(spec.ops),
-        next_sequential: std::cell::Cell::new(0),
+        left: crate::sim::shared::Cell::new(spec.ops),
+        next_sequential: crate::sim::shared::Cell::new(0),
         content: Store::memory(),
         known: Store::memory(),
         in_flight: RefCell::default(),
@@ -70,7 +70,7 @@ pub(super) async fn run(machine: &Rc<Machine>, spec: &Workload, seed: u64) -> Re
     });
     let sim = machine.block.sim.clone();
     let Some(me) = sim.current() else { return Ok(WorkloadSummary::default()) };
-    let running = Rc::new(std::cell::Cell::new(spec.depth.clamp(1, 1024)));
+    let running = Rc::new(crate::sim::shared::Cell::new(spec.depth.clamp(1, 1024)));
     for _ in 0..running.get() {
         let (worker, running, waker) = (guest.clone(), running.clone(), sim.clone());
         sim.spawn("guest", async move {

@@ -7,6 +7,7 @@
 
 use std::rc::Rc;
 
+use super::access::Accesses;
 use super::executor::{Sim, TaskId};
 
 /// What a step is about to touch, announced before it runs, so that independence of two steps can
@@ -58,6 +59,9 @@ pub struct Alternative {
     pub footprint: Footprint,
     /// Its sequence number among all arrivals of the run; stable between equal prefixes.
     pub sequence: u64,
+    /// Names the event by who has made it: the same in all runs that differ in the order of independent events
+    /// only; 0 for the loop's own next event.
+    pub event: u64,
 }
 
 /// A place where more than one step could come next; the first alternative is QEMU's own.
@@ -81,13 +85,26 @@ impl ChoicePoint<'_> {
     }
 }
 
+/// The answer of a strategy that has seen enough of a run.
+pub const ABANDON: usize = usize::MAX;
+
 /// Decides at choice points; one implementation for each way to explore.
 pub trait Strategy {
-    /// The alternative to take; anything out of range counts as the default.
+    /// The alternative to take, or [`ABANDON`]; anything else out of range counts as the default.
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize;
 
     /// Is told of every arrival that comes where there was nothing to choose.
     fn forced_step(&mut self, _point: &ChoicePoint<'_>) {}
+
+    /// Whether it wants to know what each event has touched, by [`Strategy::has_run`]. Such a strategy is asked
+    /// by [`Strategy::next_step`] at every point, also where there is nothing to choose.
+    fn observes(&self) -> bool {
+        false
+    }
+
+    /// The event that was begun last has run, and has touched that; `changed`: it was more than a look at a
+    /// condition that does not hold.
+    fn has_run(&mut self, _touched: Accesses, _changed: bool) {}
 
     /// A decision that is not about order (a fault, a duration): `0..n`, 0 is "as QEMU would".
     fn pick(&mut self, _n: usize, _what: &'static str) -> usize {
@@ -110,6 +127,7 @@ pub struct Recorded {
 #[derive(Default)]
 pub struct Choices {
     strategy: Option<Box<dyn Strategy>>,
+    observes: bool,
     recorded: Vec<Recorded>,
 }
 
@@ -121,7 +139,8 @@ impl Choices {
 
     /// Asks `strategy` wherever there is more than one possibility.
     pub fn with(strategy: Box<dyn Strategy>) -> Choices {
-        Choices { strategy: Some(strategy), recorded: Vec::new() }
+        let observes = strategy.observes();
+        Choices { strategy: Some(strategy), observes, recorded: Vec::new() }
     }
 
     /// Whether answers can differ from 0 at all.
@@ -150,17 +169,40 @@ impl Choices {
         taken
     }
 
-    /// Which of the possible next steps is taken.
-    pub fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
+    /// Which of the possible next steps is taken; none: the run is to be abandoned.
+    pub fn next_step(&mut self, point: &ChoicePoint<'_>) -> Option<usize> {
         let n = point.alternatives.len();
-        let Some(strategy) = &mut self.strategy else { return 0 };
-        if n < 2 {
+        let Some(strategy) = &mut self.strategy else { return Some(0) };
+        if n < 2 && !self.observes {
             strategy.forced_step(point);
-            return 0;
+            return Some(0);
         }
-        let taken = in_range(strategy.next_step(point), n);
-        self.recorded.push(Recorded { n: n as u32, taken: taken as u32, what: "step" });
-        taken
+        let answer = strategy.next_step(point);
+        if answer == ABANDON {
+            return None;
+        }
+        let taken = in_range(answer, n);
+        if n > 1 {
+            self.recorded.push(Recorded { n: n as u32, taken: taken as u32, what: "step" });
+        }
+        Some(taken)
+    }
+
+    /// Only the loop can go on. A strategy that observes is asked as at any other point.
+    pub fn only_loop(&mut self, point: &ChoicePoint<'_>) -> Option<usize> {
+        if self.observes { self.next_step(point) } else { Some(0) }
+    }
+
+    /// Whether the strategy wants to know what events touch.
+    pub fn observes(&self) -> bool {
+        self.observes
+    }
+
+    /// Tells it.
+    pub fn has_run(&mut self, touched: Accesses, changed: bool) {
+        if let Some(strategy) = &mut self.strategy {
+            strategy.has_run(touched, changed);
+        }
     }
 }
 

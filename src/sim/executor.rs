@@ -12,8 +12,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::Nanos;
+use super::access::{self, Mode};
 use super::choices::{Choices, Footprint};
-use super::poll::{EventLoop, Stop};
+use super::poll::{EventLoop, Stop, mix};
 use super::trace::{Stamped, Trace, TraceEvent};
 
 /// Names a task; a stale id (its task has ended) is harmless everywhere.
@@ -21,6 +22,13 @@ use super::trace::{Stamped, Trace, TraceEvent};
 pub struct TaskId {
     index: u32,
     generation: u32,
+}
+
+impl TaskId {
+    /// What stands for the task among the things that a step uses.
+    fn object(self) -> u64 {
+        access::task(self.index, self.generation)
+    }
 }
 
 /// What a task stands for, which decides how it is woken.
@@ -53,6 +61,10 @@ pub(super) struct Task {
     /// Coroutines woken from inside this one; they run when it next yields or ends.
     wake_list: Vec<TaskId>,
     waits_for: &'static str,
+    /// Names an actor in the same way in all runs that differ in the order of independent steps only.
+    identity: u64,
+    /// Arrivals that the actor was given.
+    arrivals: u64,
 }
 
 /// Why a run came to an end before its root actor did.
@@ -129,9 +141,15 @@ impl Sim {
         }))
     }
 
-    /// Virtual time, ns since the start.
+    /// Virtual time, ns since the start, for reports; see [`Sim::now_decides`].
     pub fn now(&self) -> Nanos {
         self.0.now.get()
+    }
+
+    /// Virtual time for somebody whose decision depends on it, and with it on every arrival before.
+    pub fn now_decides(&self) -> Nanos {
+        access::touch(access::CLOCK, Mode::Read);
+        self.now()
     }
 
     /// Steps (events of the loop) executed so far.
@@ -154,7 +172,8 @@ impl Sim {
     pub fn emit(&self, event: impl FnOnce() -> TraceEvent) {
         if self.0.trace.is_read() {
             let (task, owner) = self.current().map(|id| (self.task_name(id), self.owner_name(id))).unzip();
-            self.0.trace.publish(Stamped { time: self.now(), task, owner, event: event() });
+            // Who only looks on is no part of the run.
+            access::unseen(|| self.0.trace.publish(Stamped { time: self.now(), task, owner, event: event() }));
         }
     }
 
@@ -231,6 +250,7 @@ impl Sim {
 
     /// Whether the task has not ended yet.
     pub fn is_alive(&self, id: TaskId) -> bool {
+        access::touch(id.object(), Mode::Read);
         self.kind(id).is_some()
     }
 
@@ -241,6 +261,7 @@ impl Sim {
             slot.generation = slot.generation.wrapping_add(1);
             (slot.kind, slot.name, slot.owner, slot.future) = (kind, name, owner, Some(future));
             (slot.alive, slot.resumed, slot.waits_for) = (true, false, "its first step");
+            (slot.identity, slot.arrivals) = (0, 0);
             return TaskId { index, generation: slot.generation };
         }
         let index = tasks.len() as u32;
@@ -254,6 +275,8 @@ impl Sim {
             resumed: false,
             wake_list: Vec::new(),
             waits_for: "its first step",
+            identity: 0,
+            arrivals: 0,
         });
         TaskId { index, generation: 0 }
     }
@@ -278,6 +301,8 @@ impl Sim {
     pub fn spawn_actor(&self, name: impl Into<Rc<str>>, future: impl Future<Output = ()> + 'static) -> TaskId {
         let name = name.into();
         let id = self.insert(name.clone(), name, TaskKind::Actor, Box::pin(future));
+        let identity = self.0.events.borrow_mut().next_identity();
+        self.0.tasks.borrow_mut()[id.index as usize].identity = identity;
         self.wake(id);
         id
     }
@@ -301,6 +326,7 @@ impl Sim {
     }
 
     fn mark_resumed(&self, id: TaskId) {
+        access::touch(id.object(), Mode::Write);
         let mut tasks = self.0.tasks.borrow_mut();
         if let Some(task) = tasks.get_mut(id.index as usize)
             && task.generation == id.generation
@@ -311,6 +337,7 @@ impl Sim {
 
     /// Polls one task and returns its wake list.
     pub(super) fn poll_task(&self, id: TaskId) -> Vec<TaskId> {
+        access::touch(id.object(), Mode::Write);
         let future = {
             let mut tasks = self.0.tasks.borrow_mut();
             match tasks.get_mut(id.index as usize) {
@@ -343,11 +370,16 @@ impl Sim {
         if self.0.dropping.get() {
             return;
         }
+        access::touch(id.object(), Mode::Write);
         match self.kind(id) {
             None => {}
             Some(TaskKind::Actor) => {
-                let what = Footprint::actor(id);
-                self.0.events.borrow_mut().arrive_actor(self.now(), id, what);
+                let event = {
+                    let task = &mut self.0.tasks.borrow_mut()[id.index as usize];
+                    task.arrivals += 1;
+                    mix(task.identity, task.arrivals)
+                };
+                self.0.events.borrow_mut().arrive_actor(self.now(), id, Footprint::actor(id), event);
             }
             Some(TaskKind::Frame) => {}
             Some(TaskKind::Coroutine) => match self.current() {
@@ -377,6 +409,7 @@ impl Sim {
     /// Drops every coroutine and frame, every bottom half and arrival of theirs, as the death of
     /// the QEMU process does. Actors stay.
     pub fn kill(&self) {
+        access::touch_everything();
         self.0.dropping.set(true);
         self.0.events.borrow_mut().forget_process();
         let mut doomed = Vec::new();

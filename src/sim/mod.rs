@@ -7,14 +7,16 @@
 //!
 //! No other module may decide who runs next, look at a clock, or draw a random number of its own.
 
+pub mod access;
 mod choices;
 mod executor;
 mod poll;
 pub mod rng;
+pub mod shared;
 mod sync;
 pub mod trace;
 
-pub use choices::{Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
+pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
 pub use executor::{LocalFuture, Sim, Stuck, TaskId, TaskKind};
 pub use poll::{PollUntil, Sleeper};
 pub use sync::{CoMutex, CoMutexGuard, WaitQueue};

@@ -6,9 +6,10 @@
 //! belongs to the next poll; a nested poll first finishes what is left of the outer slices. Arrivals
 //! (device completions, timers, actors) come only when nothing else can run, completions before
 //! timers before actors at the same time: an idle QEMU answers faster than disks, disks faster than
-//! clients. A strategy may let an arrival come earlier, since real ones can come at any time.
+//! clients. A strategy may let an arrival come earlier, at a *poll point*: where the loop looks for what is
+//! ready (`ppoll`), that is once in a turn and once in each nested poll, after the slice of bottom halves and
+//! before the monitor or the condition. Nothing can come between two bottom halves of one slice.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
@@ -18,8 +19,10 @@ use std::task::{Context, Poll};
 use smallvec::SmallVec;
 
 use super::Nanos;
+use super::access::{self, Mode};
 use super::choices::{Alternative, ChoicePoint, Footprint};
 use super::executor::{Sim, TaskId};
+use super::shared::Cell;
 
 /// Why [`Sim::step`] could not step.
 pub(super) enum Stop {
@@ -58,6 +61,26 @@ enum Arrives {
 struct Arrival {
     what: Arrives,
     footprint: Footprint,
+    /// See [`Alternative::event`].
+    event: u64,
+}
+
+/// What comes next at a poll point.
+enum Next {
+    /// An arrival, and whether the loop had nothing else to do.
+    Arrival(ArrivalKey, bool),
+    /// The loop's own next event, or the end.
+    Loop,
+    /// The strategy has seen enough of this run.
+    Abandoned,
+}
+
+/// Mixes two numbers into one that stands for both.
+pub(super) fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.rotate_left(23) ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 31
 }
 
 /// Where the outermost loop is within its turn.
@@ -82,6 +105,13 @@ pub(super) struct EventLoop {
     /// The innermost frame has looked at its condition since anything last happened.
     looked: bool,
     turn: Turn,
+    /// The event under way, and how many arrivals and actors it has made: together they name each of those.
+    event: u64,
+    made: u64,
+    /// Events of the loop itself.
+    loops: u64,
+    /// The event under way has turned out to be a mere look at a condition that does not hold.
+    idle_look: bool,
 }
 
 impl EventLoop {
@@ -89,24 +119,68 @@ impl EventLoop {
         if self.scheduled.is_empty() {
             self.pending.push(BottomHalf::ScheduledCoroutines);
         }
+        access::touch(access::BOTTOM_HALVES, Mode::Write);
         self.scheduled.push_back(id);
     }
 
-    pub(super) fn arrive_actor(&mut self, at: Nanos, id: TaskId, footprint: Footprint) {
-        self.arrive(at, Class::Actor, Arrives::Actor(id), footprint);
+    pub(super) fn arrive_actor(&mut self, at: Nanos, id: TaskId, footprint: Footprint, event: u64) {
+        self.arrive_as(at, Class::Actor, Arrives::Actor(id), footprint, event);
     }
 
     fn arrive(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint) -> ArrivalKey {
+        let event = self.next_identity();
+        self.arrive_as(at, class, what, footprint, event)
+    }
+
+    fn arrive_as(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint, event: u64) -> ArrivalKey {
         self.sequence += 1;
         let key = (at, class, self.sequence);
-        self.arrivals.insert(key, Arrival { what, footprint });
+        self.arrivals.insert(key, Arrival { what, footprint, event });
         key
+    }
+
+    /// Names what the event under way makes, by who makes it: the same in all runs that differ in the order of
+    /// independent events only.
+    pub(super) fn next_identity(&mut self) -> u64 {
+        self.made += 1;
+        mix(self.event, self.made)
+    }
+
+    fn begin_event(&mut self, event: u64) {
+        (self.event, self.made, self.idle_look) = (event, 0, false);
+    }
+
+    /// The event under way is over; tells whether it was a mere look, which does not count.
+    fn end_event(&mut self) -> bool {
+        let idle_look = std::mem::take(&mut self.idle_look);
+        self.loops -= u64::from(idle_look);
+        idle_look
+    }
+
+    /// The loop does something by itself; its events are in one order.
+    fn begin_own_event(&mut self) {
+        self.loops += 1;
+        self.begin_event(mix(access::LOOP, self.loops));
+        access::touch(access::LOOP, Mode::Write);
+        access::touch(access::BOTTOM_HALVES, Mode::Read);
+        access::touch(access::MONITOR, Mode::Read);
+    }
+
+    /// Whether all that the loop can do by itself is to look at the innermost frame's condition.
+    fn can_only_look(&self) -> bool {
+        self.pending.is_empty() && !self.frames.is_empty()
+    }
+
+    /// Whether the loop is where QEMU's looks for what is ready.
+    fn is_poll_point(&self) -> bool {
+        self.slices.is_empty() && (!self.frames.is_empty() || self.turn == Turn::Main || self.is_idle())
     }
 
     fn take_slice(&mut self) -> bool {
         if self.pending.is_empty() {
             return false;
         }
+        access::touch(access::BOTTOM_HALVES, Mode::Write);
         let slice = std::mem::take(&mut self.pending);
         self.slices.push_back(slice);
         true
@@ -161,22 +235,26 @@ impl EventLoop {
 impl Sim {
     /// Schedules a bottom half in the main context (`aio_bh_schedule_oneshot`).
     pub fn bh(&self, f: impl FnOnce() + 'static) {
+        access::touch(access::BOTTOM_HALVES, Mode::Write);
         self.0.events.borrow_mut().pending.push(BottomHalf::Call(Box::new(f)));
     }
 
     /// Schedules a bottom half that may poll.
     pub fn bh_frame(&self, name: impl Into<Rc<str>>, f: impl Future<Output = ()> + 'static) {
+        access::touch(access::BOTTOM_HALVES, Mode::Write);
         let frame = self.frame(name.into(), f);
         self.0.events.borrow_mut().pending.push(frame);
     }
 
     /// Schedules work for the next dispatch of the monitor's context.
     pub fn monitor(&self, f: impl FnOnce() + 'static) {
+        access::touch(access::MONITOR, Mode::Write);
         self.0.events.borrow_mut().monitor_pending.push_back(BottomHalf::Call(Box::new(f)));
     }
 
     /// Like [`Sim::monitor`], for a command handler, which may poll.
     pub fn monitor_frame(&self, name: impl Into<Rc<str>>, f: impl Future<Output = ()> + 'static) {
+        access::touch(access::MONITOR, Mode::Write);
         let frame = self.frame(name.into(), f);
         self.0.events.borrow_mut().monitor_pending.push_back(frame);
     }
@@ -252,15 +330,19 @@ impl Sim {
         if steps > self.0.step_limit.get() {
             return Err(Stop::Limit);
         }
-        if self.0.choices.borrow().explores()
-            && let Some((key, was_idle)) = self.chosen_arrival()
-        {
-            self.deliver(key);
-            let mut events = self.0.events.borrow_mut();
-            if was_idle && events.frames.is_empty() {
-                events.turn = Turn::Main;
+        if self.0.choices.borrow().explores() && self.0.events.borrow().is_poll_point() {
+            match self.choose_next() {
+                Next::Loop => {}
+                Next::Abandoned => return Err(Stop::Limit),
+                Next::Arrival(key, was_idle) => {
+                    self.deliver(key);
+                    let mut events = self.0.events.borrow_mut();
+                    if was_idle && events.frames.is_empty() {
+                        events.turn = Turn::Main;
+                    }
+                    return Ok(());
+                }
             }
-            return Ok(());
         }
         let bottom_half = self.0.events.borrow_mut().next_in_slices();
         if let Some(bottom_half) = bottom_half {
@@ -276,7 +358,9 @@ impl Sim {
 
     /// The innermost frame has done one poll: look at its condition, else begin the next poll.
     fn continue_frame(&self, frame: TaskId) -> Result<(), Stop> {
+        access::await_next(true);
         self.run_woken(frame);
+        access::await_next(false);
         if !self.is_alive(frame) {
             self.0.events.borrow_mut().frames.retain(|f| *f != frame);
             return Ok(());
@@ -288,6 +372,7 @@ impl Sim {
             }
             // When exploring, the strategy is asked which arrival ends the wait.
             if !std::mem::replace(&mut events.looked, true) && self.0.choices.borrow().explores() {
+                events.idle_look = true;
                 return Ok(());
             }
         }
@@ -298,6 +383,9 @@ impl Sim {
         let mut events = self.0.events.borrow_mut();
         if events.turn == Turn::Main {
             events.turn = Turn::Monitor;
+            if !events.monitor_pending.is_empty() {
+                access::touch(access::MONITOR, Mode::Write);
+            }
             events.monitor_slice = std::mem::take(&mut events.monitor_pending);
             return Ok(());
         }
@@ -332,6 +420,7 @@ impl Sim {
                 }
             }
             BottomHalf::ScheduledCoroutines => {
+                access::touch(access::BOTTOM_HALVES, Mode::Write);
                 let scheduled = std::mem::take(&mut self.0.events.borrow_mut().scheduled);
                 for id in scheduled {
                     self.enter(id);
@@ -351,6 +440,10 @@ impl Sim {
         match key {
             None => Err(Stop::Idle),
             Some(key) => {
+                if key.1 == Class::Patience {
+                    // It comes only because nothing else could.
+                    access::touch_everything();
+                }
                 self.deliver(key);
                 Ok(())
             }
@@ -361,7 +454,13 @@ impl Sim {
         let arrival = self.0.events.borrow_mut().arrivals.remove(&key);
         let Some(arrival) = arrival else { return };
         self.0.now.set(self.now().max(key.0));
-        self.0.events.borrow_mut().looked = false;
+        // The later of two times is the same in either order.
+        access::touch(access::CLOCK, Mode::Add);
+        {
+            let mut events = self.0.events.borrow_mut();
+            events.looked = false;
+            events.begin_event(arrival.event);
+        }
         match arrival.what {
             Arrives::Wake(id) => self.enter(id),
             Arrives::Actor(id) => self.enter(id),
@@ -369,30 +468,46 @@ impl Sim {
         }
     }
 
-    /// Asks the strategy whether an arrival comes now instead of the loop's own next event; tells too whether the
-    /// loop had none.
-    fn chosen_arrival(&self) -> Option<(ArrivalKey, bool)> {
+    /// Asks the strategy what comes next at a poll point.
+    fn choose_next(&self) -> Next {
+        let idle_look = self.0.events.borrow_mut().end_event();
+        let mut choices = self.0.choices.borrow_mut();
+        if choices.observes() {
+            choices.has_run(access::take(), !idle_look);
+        }
         let mut keys: SmallVec<[ArrivalKey; 16]> = SmallVec::new();
         let mut alternatives: SmallVec<[Alternative; 16]> = SmallVec::new();
         {
             let events = self.0.events.borrow();
             if !events.is_idle() {
                 keys.push((0, Class::Completion, 0));
-                alternatives.push(Alternative { footprint: Footprint::named("loop"), sequence: 0 });
+                let footprint = Footprint { writes: !events.can_only_look(), ..Footprint::named("loop") };
+                alternatives.push(Alternative { footprint, sequence: 0, event: 0 });
             }
             for (key, arrival) in &events.arrivals {
                 if key.1 != Class::Patience {
                     keys.push(*key);
-                    alternatives.push(Alternative { footprint: arrival.footprint, sequence: key.2 });
+                    let Arrival { footprint, event, .. } = *arrival;
+                    alternatives.push(Alternative { footprint, sequence: key.2, event });
                 }
             }
         }
-        if keys.is_empty() || (keys.len() == 1 && alternatives[0].is_loop()) {
-            return None;
-        }
+        let has_loop = alternatives.first().is_some_and(Alternative::is_loop);
         let point = ChoicePoint { step: self.steps(), alternatives: &alternatives, sim: Some(self) };
-        let taken = self.0.choices.borrow_mut().next_step(&point);
-        keys.get(taken).copied().filter(|key| key.2 != 0).map(|key| (key, !alternatives[0].is_loop()))
+        let taken = match keys.len() {
+            0 => return Next::Loop,
+            1 if has_loop => choices.only_loop(&point),
+            _ => choices.next_step(&point),
+        };
+        drop(choices);
+        let Some(taken) = taken else { return Next::Abandoned };
+        match keys.get(taken) {
+            Some(key) if key.2 != 0 => Next::Arrival(*key, !has_loop),
+            _ => {
+                self.0.events.borrow_mut().begin_own_event();
+                Next::Loop
+            }
+        }
     }
 }
 
@@ -408,7 +523,7 @@ impl<F: FnMut() -> bool + Unpin> Future for PollUntil<'_, F> {
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         debug_assert!(!self.sim.in_coroutine(), "a coroutine must not poll: {}", self.what);
-        if (self.condition)() {
+        if access::look(|| (self.condition)()) {
             return Poll::Ready(());
         }
         self.sim.note_wait(self.what);

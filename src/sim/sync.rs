@@ -3,10 +3,10 @@
 //! Both are first-in-first-out, as QEMU's `CoQueue` and `CoMutex` are. They hold no lock on the
 //! kernel while a task sleeps, and they never choose: order is the order of arrival.
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 use super::executor::{Sim, TaskId};
+use super::shared::{Cell, RefCell};
 
 /// A queue of sleeping tasks (`CoQueue`).
 #[derive(Default)]
@@ -25,7 +25,10 @@ impl WaitQueue {
 
     /// Wakes all sleepers in the order in which they came.
     pub fn wake_all(&self, sim: &Sim) {
-        let sleepers = std::mem::take(&mut *self.waiting.borrow_mut());
+        if self.is_empty() {
+            return;
+        }
+        let sleepers = self.waiting.take();
         for id in sleepers {
             sim.wake(id);
         }
@@ -33,6 +36,9 @@ impl WaitQueue {
 
     /// Wakes the oldest sleeper; false if there is none.
     pub fn wake_one(&self, sim: &Sim) -> bool {
+        if self.is_empty() {
+            return false;
+        }
         let first = self.waiting.borrow_mut().pop_front();
         if let Some(id) = first {
             sim.wake(id);

@@ -4,7 +4,6 @@
 //! exists is opened: extents come from a map in memory, so that a run answers alike on every host
 //! and with either storage. Everything the map calls a hole reads as zeros in the file as well.
 
-use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -16,6 +15,7 @@ use super::blocks::BlockMap;
 use super::content::{Content, Fill, Run, to_usize};
 use super::{Extent, MAX_LEN, block_ceil, block_floor};
 use crate::errno::{Errno, Res};
+use crate::sim::shared::RefCell;
 
 /// Bytes moved between a run and the file at once.
 const PIECE: u64 = 64 << 10;

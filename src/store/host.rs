@@ -3,7 +3,6 @@
 //! Must never reach outside its directory, whatever name a scenario gives, and must hand out one
 //! and the same [`Store`] for one name: two nodes on one file see each other's writes.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,6 +10,7 @@ use std::rc::Rc;
 use super::Store;
 use super::file::{FileStore, errno_of};
 use crate::errno::{Errno, Res};
+use crate::sim::shared::RefCell;
 
 /// How the names of a scenario's images begin in arguments and transcripts.
 pub const TEST_PREFIX: &str = "TEST_DIR/PID-";

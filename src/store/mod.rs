@@ -17,13 +17,14 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 pub use content::{Content, Fill, Run};
 pub use host::{Host, TEST_PREFIX};
 
 use crate::errno::{Errno, Res};
+use crate::sim::access::Mode;
+use crate::sim::shared::RefCell;
 use blocks::BlockMap;
 use file::FileStore;
 use memory::Image;
@@ -79,7 +80,10 @@ impl Store {
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         match &self.home {
-            Home::Memory(image) => image.borrow().len(),
+            Home::Memory(image) => {
+                image.note(LENGTH, u64::MAX, Mode::Read);
+                image.borrow_part().len()
+            }
             Home::File(file) => file.len(),
         }
     }
@@ -102,7 +106,10 @@ impl Store {
             self.cache_reserved(block_floor(off), block_ceil(end))?;
         }
         match &self.home {
-            Home::Memory(image) => Ok(image.borrow().read(off, len)),
+            Home::Memory(image) => {
+                note(image, off, off + len, Mode::Read);
+                Ok(image.borrow_part().read(off, len))
+            }
             Home::File(file) => file.read(off, len),
         }
     }
@@ -134,7 +141,12 @@ impl Store {
         range_end(off, content.len())?;
         match &self.home {
             Home::Memory(image) => {
-                Rc::make_mut(&mut image.borrow_mut()).write(off, content);
+                let end = off + content.len();
+                note(image, off, end, Mode::Write);
+                if end > image.borrow_part().len() {
+                    image.note(LENGTH, u64::MAX, Mode::Write);
+                }
+                Rc::make_mut(&mut image.borrow_part_mut()).write(off, content);
                 Ok(())
             }
             Home::File(file) => file.write(off, content),
@@ -166,12 +178,22 @@ impl Store {
     pub fn discard(&self, off: u64, len: u64) -> Res<()> {
         let end = range_end(off, len)?;
         match &self.home {
-            Home::Memory(image) => Rc::make_mut(&mut image.borrow_mut()).punch(off, end),
+            Home::Memory(image) => {
+                note(image, off, end, Mode::Write);
+                Rc::make_mut(&mut image.borrow_part_mut()).punch(off, end);
+            }
             Home::File(file) => file.punch(off, end)?,
         }
         let last = if end >= self.len() { block_ceil(end) } else { block_floor(end) };
-        self.reserved.borrow_mut().remove(block_ceil(off), last);
+        self.release(block_ceil(off), last);
         Ok(())
+    }
+
+    /// Blocks in [off, end) that are not taken any more. Where none is, nothing is changed, as exploration sees it.
+    fn release(&self, off: u64, end: u64) {
+        if !self.reserved.borrow().is_empty() {
+            self.reserved.borrow_mut().remove(off, end);
+        }
     }
 
     /// Sets the length; what is new is a hole.
@@ -183,7 +205,7 @@ impl Store {
             Home::Memory(image) => Rc::make_mut(&mut image.borrow_mut()).truncate(len),
             Home::File(file) => file.truncate(len)?,
         }
-        self.reserved.borrow_mut().remove(block_ceil(len), block_ceil(MAX_LEN));
+        self.release(block_ceil(len), block_ceil(MAX_LEN));
         Ok(())
     }
 
@@ -197,7 +219,10 @@ impl Store {
     /// block boundaries. An answer never crosses the end of the file, beyond which all is hole.
     pub fn extent(&self, off: u64, len: u64) -> Extent {
         match &self.home {
-            Home::Memory(image) => image.borrow().extent(off, len),
+            Home::Memory(image) => {
+                note(image, off, off.saturating_add(len), Mode::Read);
+                image.borrow_part().extent(off, len)
+            }
             Home::File(file) => file.extent(off, len),
         }
     }
@@ -243,6 +268,16 @@ impl std::fmt::Debug for Store {
         let home = if matches!(self.home, Home::Memory(_)) { "memory" } else { "file" };
         f.debug_struct("Store").field("home", &home).field("len", &self.len()).finish()
     }
+}
+
+/// Where the length of a file stands among the parts of it that a step can use: beyond all its bytes.
+const LENGTH: u64 = u64::MAX - 1;
+
+/// Notes the use of whole blocks, since those are what becomes data, and of the length, which decides what
+/// lies beyond the end.
+fn note(image: &RefCell<Rc<Image>>, begin: u64, end: u64, mode: Mode) {
+    image.note(block_floor(begin), block_ceil(end), mode);
+    image.note(LENGTH, u64::MAX, Mode::Read);
 }
 
 /// End of a range that is about to be changed.

@@ -3,12 +3,13 @@
 //! A call copies what is dirty, waits for what others have in flight, and starts over until nothing of
 //! the range is left. It tells its caller only about failures of its own tasks.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::flags::StatusFlags;
 use crate::block::graph::Block;
 use crate::errno::{Errno, Res};
+use crate::sim::access::Mode;
+use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{Sim, Sleeper, TaskId};
 
 use super::{BlockCopy, Method};
@@ -119,7 +120,9 @@ impl BlockCopy {
     }
 
     async fn run_call(self: &Rc<Self>, block: &Rc<Block>, call: &Rc<Call>) {
-        self.calls.borrow_mut().insert(0, call.clone());
+        // Calls do not mind each other; a change of speed minds them all.
+        self.calls.note(0, u64::MAX, Mode::Add);
+        self.calls.borrow_part_mut().insert(0, call.clone());
         let (offset, bytes) = (call.options.offset, call.options.bytes);
         loop {
             let mut again = match self.pass(block, call).await {
@@ -137,7 +140,8 @@ impl BlockCopy {
                     again = true;
                 } else {
                     // A task of somebody else may have failed meanwhile and left its bits.
-                    again = self.with_bitmap(block, |copy| copy.next_dirty(offset, bytes).is_some());
+                    again = self
+                        .with_bits(block, (offset, bytes), Mode::Read, |copy| copy.next_dirty(offset, bytes).is_some());
                 }
             }
             if !again || call.cancelled.get() {
@@ -149,7 +153,8 @@ impl BlockCopy {
         if let Some(callback) = callback {
             callback();
         }
-        self.calls.borrow_mut().retain(|other| !Rc::ptr_eq(other, call));
+        self.calls.note(0, u64::MAX, Mode::Add);
+        self.calls.borrow_part_mut().retain(|other| !Rc::ptr_eq(other, call));
     }
 
     /// Copies what is dirty in the range once; tells whether anything was.
@@ -174,14 +179,14 @@ impl BlockCopy {
             }
             let bytes = task.request.bytes.get();
             if !call.options.ignore_limit {
-                let delay = self.limit.delay(block.sim.now(), 0);
+                let delay = self.limit.delay(|| block.sim.now_decides(), 0);
                 if delay > 0 {
                     self.end_task(block, &task, false);
                     call.sleeper.sleep(&block.sim, delay).await;
                     continue;
                 }
             }
-            self.limit.delay(block.sim.now(), bytes);
+            self.limit.delay(|| block.sim.now_decides(), bytes);
             self.take_memory(block, bytes).await;
             pos = task.end();
             if pool.is_none() && pos < end {

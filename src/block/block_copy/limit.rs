@@ -3,7 +3,7 @@
 //! QEMU's source: `include/qemu/ratelimit.h`. A slice may be overdrawn; the delay then lasts as long
 //! as the overdraft takes at the given speed.
 
-use std::cell::Cell;
+use crate::sim::shared::Cell;
 
 use crate::sim::Nanos;
 
@@ -26,11 +26,12 @@ impl RateLimit {
     }
 
     /// Accounts `bytes` at time `now` and tells how long to wait, ns.
-    pub fn delay(&self, now: Nanos, bytes: u64) -> Nanos {
+    pub fn delay(&self, now: impl FnOnce() -> Nanos, bytes: u64) -> Nanos {
         let quota = self.quota.get();
         if quota == 0 {
             return 0;
         }
+        let now = now();
         if self.slice_end.get() < now {
             self.slice_start.set(now);
             self.slice_end.set(now + SLICE);
@@ -55,9 +56,9 @@ mod tests {
     fn the_first_task_goes_at_once_and_is_paid_for_afterwards() {
         let limit = RateLimit::default();
         limit.set_speed(65536);
-        assert_eq!(limit.delay(1, 0), 0);
-        limit.delay(1, 1 << 20);
-        let seconds = limit.delay(1, 0) as f64 / 1e9;
+        assert_eq!(limit.delay(|| 1, 0), 0);
+        limit.delay(|| 1, 1 << 20);
+        let seconds = limit.delay(|| 1, 0) as f64 / 1e9;
         assert!((seconds - 16.0).abs() < 0.01, "1 MiB at 64 KiB/s takes 16 s, not {seconds}");
     }
 }

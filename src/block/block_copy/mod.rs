@@ -9,11 +9,12 @@ mod call;
 mod limit;
 mod task;
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
-use crate::sim::WaitQueue;
+use crate::sim::access::Mode;
+use crate::sim::shared::{Cell, Counter, RefCell};
+use crate::sim::{WaitQueue, access};
 
 use super::flags::ReqFlags;
 use super::graph::Block;
@@ -53,20 +54,20 @@ pub(super) enum Method {
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Bytes done.
-    pub current: Cell<u64>,
-    /// Bytes to do in all.
-    pub total: Cell<u64>,
+    pub current: Counter<u64>,
+    /// Bytes to do in all: those done and those left, looked up anew by each who has changed either.
+    pub total: Counter<u64>,
 }
 
 impl Progress {
     /// `bytes` more are done.
     pub fn work_done(&self, bytes: u64) {
-        self.current.set(self.current.get() + bytes);
+        self.current.add(bytes);
     }
 
     /// So much is left.
     pub fn set_remaining(&self, bytes: u64) {
-        self.total.set(self.current.get() + bytes);
+        self.total.refresh(access::unseen(|| self.current.get()) + bytes);
     }
 }
 
@@ -89,12 +90,13 @@ pub struct BlockCopy {
     pub skip_unallocated: Cell<bool>,
     /// Discard what has been copied on the source.
     pub discard_source: bool,
-    in_flight: Cell<u64>,
+    in_flight: Counter<u64>,
     /// Ranges in flight, newest first.
     requests: RefCell<Vec<Rc<Request>>>,
     /// Background limit.
     pub limit: RateLimit,
-    memory_left: Cell<u64>,
+    /// Bytes taken of [`MAX_MEMORY`].
+    memory_taken: Counter<u64>,
     memory_waiters: WaitQueue,
     /// A job's progress, once there is a job.
     pub progress: RefCell<Option<Rc<Progress>>>,
@@ -144,10 +146,10 @@ impl BlockCopy {
             write_flags: Cell::new(if is_fleecing { ReqFlags::SERIALISING } else { ReqFlags::NONE }),
             skip_unallocated: Cell::new(false),
             discard_source,
-            in_flight: Cell::new(0),
+            in_flight: Counter::default(),
             requests: RefCell::default(),
             limit: RateLimit::default(),
-            memory_left: Cell::new(MAX_MEMORY),
+            memory_taken: Counter::default(),
             memory_waiters: WaitQueue::default(),
             progress: RefCell::default(),
             calls: RefCell::default(),
@@ -177,6 +179,20 @@ impl BlockCopy {
     pub fn with_bitmap<T>(&self, block: &Block, f: impl FnOnce(&mut DirtyBitmap) -> T) -> T {
         let node = block.node(self.bitmap.0);
         let mut list = node.bitmaps.borrow_mut();
+        f(list.get_mut(self.bitmap.1).expect("the copy bitmap lives as long as its filter"))
+    }
+
+    /// Runs `f` on a part of the copy bitmap, which it uses so.
+    pub(super) fn with_bits<T>(
+        &self,
+        block: &Block,
+        (offset, bytes): (u64, u64),
+        mode: Mode,
+        f: impl FnOnce(&mut DirtyBitmap) -> T,
+    ) -> T {
+        let node = block.node(self.bitmap.0);
+        node.note_bits(self.bitmap.1, offset, bytes, mode);
+        let mut list = node.bitmaps.borrow_part_mut();
         f(list.get_mut(self.bitmap.1).expect("the copy bitmap lives as long as its filter"))
     }
 
@@ -229,7 +245,8 @@ impl BlockCopy {
     pub fn update_progress(&self, block: &Block) {
         let progress = self.progress.borrow().clone();
         if let Some(progress) = progress {
-            progress.set_remaining(self.remaining(block));
+            // What is left does not depend on who has taken which part of it: others' tasks only move it.
+            progress.set_remaining(access::unseen(|| self.remaining(block)));
         }
     }
 

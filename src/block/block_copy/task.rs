@@ -3,17 +3,18 @@
 //! The bits of a task's area are cleared when the task is made, before any I/O, and set again only when
 //! it fails or is undone; its range is in the list of requests all that time. Bookkeeping here never yields.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::errno::{Errno, Res};
-use crate::sim::WaitQueue;
+use crate::sim::access::Mode;
+use crate::sim::shared::Cell;
+use crate::sim::{WaitQueue, access};
 
 use crate::block::flags::{ReqFlags, StatusFlags};
 use crate::block::graph::Block;
 
 use super::call::Call;
-use super::{BlockCopy, Method};
+use super::{BlockCopy, MAX_MEMORY, Method};
 
 /// A range in flight, and who waits for it.
 pub(super) struct Request {
@@ -47,25 +48,24 @@ impl BlockCopy {
         if call.options.max_chunk > 0 {
             chunk = chunk.min(call.options.max_chunk);
         }
-        let (offset, bytes) = self.with_bitmap(block, |copy| {
-            let (offset, bytes) = copy.next_dirty_area(pos, end, chunk)?;
-            let bytes = bytes.next_multiple_of(self.cluster_size);
-            if !block.quirks.defects.copy_bit_cleared_late {
-                copy.reset(offset, bytes);
-            }
-            Some((offset, bytes))
-        })?;
+        let area = self.with_bits(block, (pos, 0), Mode::Read, |copy| copy.next_dirty_area(pos, end, chunk));
+        let looked_at = area.map_or(end, |(offset, bytes)| offset + bytes);
+        self.with_bits(block, (pos, looked_at - pos), Mode::Read, |_| ());
+        let (offset, bytes) = area?;
+        let bytes = bytes.next_multiple_of(self.cluster_size);
         if !block.quirks.defects.copy_bit_cleared_late {
+            self.with_bits(block, (offset, bytes), Mode::Write, |copy| copy.reset(offset, bytes));
             block.witness_copy_bits(self.bitmap().0, offset, bytes, false);
         }
         debug_assert!(
             block.quirks.defects.copy_bit_cleared_late
-                || !self.requests.borrow().iter().any(|r| r.overlaps(offset, bytes)),
+                || !self.requests.borrow_part().iter().any(|r| r.overlaps(offset, bytes)),
             "a dirty range never overlaps one in flight"
         );
-        self.in_flight.set(self.in_flight.get() + bytes);
+        self.in_flight.add(bytes);
         let request = Rc::new(Request { offset, bytes: Cell::new(bytes), waiters: WaitQueue::default() });
-        self.requests.borrow_mut().insert(0, request.clone());
+        self.requests.note(offset, offset + bytes, Mode::Write);
+        self.requests.borrow_part_mut().insert(0, request.clone());
         Some(Task { request, method: self.method.get() })
     }
 
@@ -75,8 +75,10 @@ impl BlockCopy {
         if bytes >= old {
             return;
         }
-        self.in_flight.set(self.in_flight.get() - (old - bytes));
-        self.with_bitmap(block, |copy| copy.set(task.request.offset + bytes, old - bytes));
+        let (tail, rest) = (task.request.offset + bytes, old - bytes);
+        self.in_flight.sub(rest);
+        self.with_bits(block, (tail, rest), Mode::Write, |copy| copy.set(tail, rest));
+        self.requests.note(task.request.offset, tail + rest, Mode::Write);
         task.request.bytes.set(bytes);
         task.request.waiters.wake_all(&block.sim);
     }
@@ -84,22 +86,24 @@ impl BlockCopy {
     /// Ends a task; unless it succeeded, its area is dirty again.
     pub(super) fn end_task(&self, block: &Block, task: &Task, success: bool) {
         let (offset, bytes) = (task.request.offset, task.request.bytes.get());
-        self.in_flight.set(self.in_flight.get() - bytes);
+        self.in_flight.sub(bytes);
         if !success {
-            self.with_bitmap(block, |copy| copy.set(offset, bytes));
+            self.with_bits(block, (offset, bytes), Mode::Write, |copy| copy.set(offset, bytes));
             block.witness_copy_bits(self.bitmap().0, offset, bytes, true);
         } else if block.quirks.defects.copy_bit_cleared_late {
-            self.with_bitmap(block, |copy| copy.reset(offset, bytes));
+            self.with_bits(block, (offset, bytes), Mode::Write, |copy| copy.reset(offset, bytes));
             block.witness_copy_bits(self.bitmap().0, offset, bytes, false);
         }
         self.update_progress(block);
-        self.requests.borrow_mut().retain(|r| !Rc::ptr_eq(r, &task.request));
+        self.requests.note(offset, offset + bytes, Mode::Write);
+        self.requests.borrow_part_mut().retain(|r| !Rc::ptr_eq(r, &task.request));
         task.request.waiters.wake_all(&block.sim);
     }
 
     /// The newest range in flight that overlaps.
     pub(super) fn conflict(&self, offset: u64, bytes: u64) -> Option<Rc<Request>> {
-        self.requests.borrow().iter().find(|r| r.overlaps(offset, bytes)).cloned()
+        self.requests.note(offset, offset + bytes, Mode::Read);
+        self.requests.borrow_part().iter().find(|r| r.overlaps(offset, bytes)).cloned()
     }
 
     /// What the source knows about a range, in whole clusters: flags and bytes.
@@ -157,7 +161,8 @@ impl BlockCopy {
         let bytes = task.request.bytes.get();
         match &result {
             Ok(method) => {
-                if self.method.get() == task.method && task.method != Method::WriteZeroes {
+                let learned = task.method != *method && task.method != Method::WriteZeroes;
+                if learned && self.method.get() == task.method {
                     self.method.set(*method);
                 }
                 let progress = self.progress.borrow().clone();
@@ -185,14 +190,16 @@ impl BlockCopy {
 
     /// Takes memory for data in flight, waiting for it if need be.
     pub(super) async fn take_memory(&self, block: &Block, bytes: u64) {
-        while self.memory_left.get() < bytes {
+        // Far from the limit nobody's share decides about another's: no step takes or gives half of the memory.
+        let plenty = |state: &BlockCopy| state.memory_taken.get() + bytes <= MAX_MEMORY / 2;
+        while !access::unseen(|| plenty(self)) && MAX_MEMORY - self.memory_taken.get() < bytes {
             self.memory_waiters.wait(&block.sim, "memory for block-copy").await;
         }
-        self.memory_left.set(self.memory_left.get() - bytes);
+        self.memory_taken.add(bytes);
     }
 
     pub(super) fn give_memory(&self, block: &Block, bytes: u64) {
-        self.memory_left.set(self.memory_left.get() + bytes);
+        self.memory_taken.sub(bytes);
         self.memory_waiters.wake_all(&block.sim);
     }
 }

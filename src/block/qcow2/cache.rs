@@ -5,11 +5,11 @@
 //! a lookup walks from a start that depends on the offset, and a miss takes the entry that was
 //! released longest ago. Must only be used under the image's lock.
 
-use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use super::table::Table;
+use crate::sim::shared::{Cell, RefCell};
 use crate::store::Content;
 
 /// Which tables a cache holds.

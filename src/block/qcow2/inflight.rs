@@ -4,10 +4,10 @@
 //! image's list of running allocations; writes to the same clusters wait for it. QEMU's source:
 //! `QCowL2Meta` and `handle_dependencies` in `block/qcow2-cluster.c`.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::block::Block;
+use crate::sim::shared::Cell;
 use crate::sim::{CoMutexGuard, WaitQueue};
 
 use super::Qcow2;

@@ -53,9 +53,9 @@ mod table;
 mod write;
 mod zero;
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{CoMutex, CoMutexGuard};
 use crate::store::TEST_PREFIX;
 

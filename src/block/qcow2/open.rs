@@ -4,12 +4,12 @@
 //! refcount blocks follow when they are needed. Only a writable open may write. QEMU's source:
 //! `qcow2_do_open` in `block/qcow2.c`.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::{BlkdebugEvent, Block, NodeId, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutex;
+use crate::sim::shared::{Cell, RefCell};
 use crate::store::TEST_PREFIX;
 
 use super::Qcow2;

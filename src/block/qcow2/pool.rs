@@ -3,11 +3,11 @@
 //! A request that falls into several host-contiguous runs starts a coroutine for each, at most
 //! eight at a time, and waits for all. QEMU's source: `block/aio_task.c`.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 
 use crate::errno::{Errno, Res};
+use crate::sim::shared::Cell;
 use crate::sim::{Sim, WaitQueue};
 
 /// Pieces of a request that may run at once (`QCOW2_MAX_WORKERS`).

@@ -4,11 +4,11 @@
 //! cost no I/O. The image's lock is held only while mappings are looked up. QEMU's source:
 //! `qcow2_co_preadv_part` and `qcow2_co_block_status` in `block/qcow2.c`.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::block::{BlkdebugEvent, Block, BlockStatus, ReqFlags, StatusFlags};
 use crate::errno::{Errno, Res};
+use crate::sim::shared::RefCell;
 use crate::store::Content;
 
 use super::Qcow2;

@@ -5,12 +5,12 @@
 //! only changed after them (`link.rs`). Nothing is flushed here. QEMU's source:
 //! `qcow2_co_pwritev_part` in `block/qcow2.c`, `qcow2_alloc_host_offset` in `block/qcow2-cluster.c`.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::block::{BlkdebugEvent, Block, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
+use crate::sim::shared::Cell;
 use crate::store::Content;
 
 use super::Qcow2;

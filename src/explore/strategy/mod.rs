@@ -4,19 +4,30 @@
 //! run `i` depends only on the seed, on `i` and on [`Learned`] figures of the first run in QEMU's own order,
 //! so any run can be repeated alone, on any machine. Nothing here may know what is being run.
 
+mod coverage;
 mod delay;
+mod exhaustive;
+mod order;
 mod pct;
 mod pos;
 mod random;
+mod script;
+mod surw;
 mod urw;
+
+use std::rc::Rc;
 
 use crate::sim::Strategy;
 use crate::sim::rng::{Rng, Stream};
 
+pub use coverage::{Corpus, Departures};
 pub use delay::{DelayBounded, SampledDelays, Sparse};
+pub use exhaustive::{Event, Exhaustive, Reduction, Tree};
 pub use pct::Pct;
 pub use pos::Pos;
 pub use random::RandomWalk;
+pub use script::Script;
+pub use surw::{Selection, Surw};
 pub use urw::Urw;
 
 /// What the run in QEMU's own order has shown.
@@ -26,6 +37,8 @@ pub struct Learned {
     pub points: u64,
     /// Tasks that took steps, and how many each took.
     pub steps: Vec<(String, u64)>,
+    /// Steps on a range of a disk: whose, offset, bytes.
+    pub ranges: Vec<(Rc<str>, u64, u64)>,
 }
 
 /// The seeded strategies and their mixture.
@@ -39,6 +52,8 @@ pub enum Kind {
     Pos,
     /// [`Urw`].
     Urw,
+    /// [`Surw`] of these events.
+    Surw(Selection),
     /// [`SampledDelays`]: this many at most.
     Delays(u32),
     /// All of them in turn.
@@ -53,6 +68,7 @@ impl Kind {
             "pct" => Kind::Pct(depth),
             "pos" => Kind::Pos,
             "urw" => Kind::Urw,
+            "surw" => Kind::Surw(Selection::AnyCluster),
             "delays" => Kind::Delays(depth),
             "auto" => Kind::Auto,
             _ => return None,
@@ -66,6 +82,7 @@ impl Kind {
             Kind::Pct(_) => "pct",
             Kind::Pos => "pos",
             Kind::Urw => "urw",
+            Kind::Surw(_) => "surw",
             Kind::Delays(_) => "delays",
             Kind::Auto => "auto",
         }
@@ -81,6 +98,7 @@ impl Kind {
             Kind::Pct(depth) => Box::new(Pct::new(rng, depth, learned.points)),
             Kind::Pos => Box::new(Pos::new(rng)),
             Kind::Urw => Box::new(Urw::new(rng, learned)),
+            Kind::Surw(selection) => Box::new(Surw::new(rng, selection, learned)),
             Kind::Delays(most) => Box::new(SampledDelays::new(rng, most, learned.points)),
             Kind::Auto => Kind::in_turn(index).strategy(seed, index / 10, learned),
         }
@@ -95,7 +113,8 @@ impl Kind {
             2 => Kind::Pct(1 + (index / 10 % 4) as u32),
             3 | 8 => Kind::Delays(3),
             4 => Kind::Pos,
-            7 => Kind::Urw,
+            7 if index / 10 % 2 == 0 => Kind::Urw,
+            7 => Kind::Surw(Selection::AnyCluster),
             _ => Kind::Pct(3),
         }
     }
@@ -104,6 +123,7 @@ impl Kind {
     pub fn guarantee(self, runs: u64, learned: &Learned) -> Option<String> {
         match self {
             Kind::Pct(depth) => Some(pct::guarantee(depth, runs, learned)),
+            Kind::Urw => Some(urw::guarantee(learned)),
             _ => None,
         }
     }

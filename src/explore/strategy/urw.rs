@@ -27,6 +27,19 @@ impl Urw {
     }
 }
 
+/// How likely one run has a given order, in words.
+pub(super) fn guarantee(learned: &Learned) -> String {
+    let log_factorial = |n: u64| (2..=n).map(|k| (k as f64).log10()).sum::<f64>();
+    let all: u64 = learned.steps.iter().map(|(_, count)| count).sum();
+    let same: f64 = learned.steps.iter().map(|(_, count)| log_factorial(*count)).sum();
+    let orders = (log_factorial(all) - same).max(0.0);
+    format!(
+        "URW, {} tasks, {all} steps: each of about 10^{orders:.0} orders of them is equally likely, as far as the steps \
+         of QEMU's own run are those of all",
+        learned.steps.len()
+    )
+}
+
 impl Strategy for Urw {
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
         let actors: Vec<_> = (0..point.alternatives.len()).map(|index| point.actor(index)).collect();

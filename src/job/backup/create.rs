@@ -3,13 +3,13 @@
 //! The order decides which error a user sees (`do_backup_common` in `blockdev.c`,
 //! `backup_job_create` in `block/backup.c`). Whatever fails leaves graph and bitmap as they were.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::bitmap::{Allow, BitmapId};
 use crate::block::{Block, CbwOptions, Driver, Node};
 use crate::job::finish::JobTxn;
 use crate::job::job::{Job, JobConfig, JobKind, Jobs};
+use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{BackupCreated, TraceEvent};
 
 use super::{Backup, BackupOptions, BitmapMode, SyncMode};

@@ -7,12 +7,12 @@
 mod create;
 mod run;
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::bitmap::BitmapId;
 use crate::block::block_copy::{BlockCopy, Call};
 use crate::block::{Block, Node, NodeId};
+use crate::sim::shared::{Cell, RefCell};
 
 use crate::sim::TraceEvent;
 

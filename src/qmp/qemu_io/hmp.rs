@@ -3,7 +3,6 @@
 //! It makes a backend on the node for the time of the command and drains it at the end. What the monitor
 //! itself says is in `return`, what qemu-io prints goes to QEMU's standard output (`hmp_qemu_io`).
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
@@ -12,6 +11,7 @@ use crate::block::{Block, Perm};
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
 use crate::qmp::machine::Machine;
+use crate::sim::shared::Cell;
 
 use super::parse::{IoCommand, parse};
 use super::run::Session;

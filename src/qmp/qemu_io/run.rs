@@ -3,11 +3,11 @@
 //! Requests run in coroutines of their own while the monitor's handler polls, as in QEMU; asynchronous ones
 //! outlive the command that started them as long as their backend does.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::block::{Backend, Block, NodeId, Perm, Printed, ReqFlags};
 use crate::errno::{Errno, Res};
+use crate::sim::shared::Cell;
 use crate::store::Content;
 
 use super::numbers::human;

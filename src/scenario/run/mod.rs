@@ -8,7 +8,6 @@ mod job;
 mod names;
 mod verbs;
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use self::events::EventLog;
@@ -16,6 +15,7 @@ use super::ast::{Outcome, Settings, Step};
 use super::backend::{Backend, RunError, RunErrorKind, StepPosition};
 use super::load::Case;
 use super::transcript::Transcript;
+use crate::sim::shared::{RefCell, Unwatched};
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl CaseOutcome {
 /// The transcript of a run that may still be going on, readable from outside: what was written stays even
 /// if the run can never end.
 #[derive(Clone, Debug, Default)]
-pub struct Recorder(Rc<RefCell<Transcript>>);
+pub struct Recorder(Rc<Unwatched<Transcript>>);
 
 impl Recorder {
     /// What has been written so far.

@@ -1,0 +1,248 @@
+//! What a step touches, written down while it runs.
+//!
+//! Two steps whose order cannot matter are *independent*; partial-order reduction needs to know which are. A
+//! guess made before a step runs would have to be so coarse that nothing is independent, so the steps are
+//! watched instead: every mutable thing of the model lives in a [`super::shared`] cell, which reports here,
+//! and the kernel reports its queues and tasks itself. What is pending has a footprint too once it has run
+//! from the same state in another run, which is all that sleep sets and source sets ask for.
+//!
+//! Nothing is recorded unless an exploration has asked for it; recording must never change a run.
+
+use std::cell::{Cell, RefCell};
+
+/// How a step uses a thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// It looks.
+    Read,
+    /// It looks at a count that it has waited for to be zero.
+    Await,
+    /// It changes the thing in a way that does not depend on others who do the same, nor they on it: adding
+    /// to a counter that nobody looks at, setting bits.
+    Add,
+    /// The same, of a count that goes down.
+    Sub,
+    /// It changes it.
+    Write,
+}
+
+impl Mode {
+    fn commutes(self, other: Mode) -> bool {
+        let reads = |mode| matches!(mode, Mode::Read | Mode::Await);
+        let adds = |mode| matches!(mode, Mode::Add | Mode::Sub);
+        reads(self) && reads(other) || adds(self) && adds(other)
+    }
+}
+
+/// One thing that a step has used, or a range of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Access {
+    /// Which thing.
+    pub object: u64,
+    /// Start of the range.
+    pub begin: u64,
+    /// Its end; the whole thing ends at `u64::MAX`.
+    pub end: u64,
+    /// How.
+    pub mode: Mode,
+}
+
+/// Everything that one step has used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accesses {
+    /// Whether it may have used anything at all.
+    pub everything: bool,
+    /// Sorted, without duplicates.
+    list: Vec<Access>,
+}
+
+impl Accesses {
+    /// Of a step that depends on all others.
+    pub fn everything() -> Accesses {
+        Accesses { everything: true, list: Vec::new() }
+    }
+
+    /// Whether the order of the two steps may matter.
+    pub fn conflict(&self, other: &Accesses) -> bool {
+        self.everything || other.everything || self.common(other).is_some()
+    }
+
+    /// Whether the other step has waited for a count to be zero that this one has lowered: it can't come before.
+    pub fn is_awaited_by(&self, other: &Accesses) -> bool {
+        let awaits = |access: &&Access| access.mode == Mode::Await;
+        other
+            .list
+            .iter()
+            .filter(awaits)
+            .any(|await_| self.list.iter().any(|access| access.object == await_.object && access.mode == Mode::Sub))
+    }
+
+    /// The first thing over which two steps conflict.
+    pub fn common(&self, other: &Accesses) -> Option<Access> {
+        let (mut left, mut right) = (self.list.as_slice(), other.list.as_slice());
+        while let (Some(a), Some(b)) = (left.first(), right.first()) {
+            if a.object < b.object {
+                left = &left[1..];
+            } else if b.object < a.object {
+                right = &right[1..];
+            } else {
+                let of_object = |list: &[Access]| list.iter().take_while(|access| access.object == a.object).count();
+                let (own, theirs) = (of_object(left), of_object(right));
+                for a in &left[..own] {
+                    let clash =
+                        right[..theirs].iter().any(|b| !a.mode.commutes(b.mode) && a.begin < b.end && b.begin < a.end);
+                    if clash {
+                        return Some(*a);
+                    }
+                }
+                (left, right) = (&left[own..], &right[theirs..]);
+            }
+        }
+        None
+    }
+
+    /// What was used, sorted.
+    pub fn list(&self) -> &[Access] {
+        &self.list
+    }
+}
+
+/// Stands for everything there is.
+const EVERYTHING: u64 = 0;
+/// The main context's bottom halves. Things of the kernel come first, then cells from [`FIRST_CELL`].
+pub(super) const BOTTOM_HALVES: u64 = 1;
+/// The monitor's queue.
+pub(super) const MONITOR: u64 = 2;
+/// The loop itself: its own events are in one order.
+pub(super) const LOOP: u64 = 3;
+/// The virtual clock.
+pub(super) const CLOCK: u64 = 4;
+/// The first number that a cell can have.
+const FIRST_CELL: u64 = 16;
+/// Tasks are numbered from here.
+const TASKS: u64 = 1 << 62;
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(false) };
+    static NEXT: Cell<u64> = const { Cell::new(FIRST_CELL) };
+    static AWAITING: Cell<bool> = const { Cell::new(false) };
+    static LOG: RefCell<Vec<Access>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A number for a new thing. Things are numbered in the order in which a run makes them, so that those of a
+/// common beginning have the same number in all runs.
+pub(super) fn new_object() -> u64 {
+    let number = NEXT.get();
+    NEXT.set(number + 1);
+    number
+}
+
+/// What stands for a task.
+pub(super) fn task(index: u32, generation: u32) -> u64 {
+    TASKS | u64::from(index) << 32 | u64::from(generation)
+}
+
+/// Starts to record, with the numbers of things as in a fresh process; must come before anything of a run is made.
+pub fn begin() {
+    NEXT.set(FIRST_CELL);
+    LOG.with_borrow_mut(Vec::clear);
+    RECORDING.set(true);
+}
+
+/// Stops recording.
+pub fn end() {
+    RECORDING.set(false);
+}
+
+/// The next condition that is looked at has been waited for.
+pub(super) fn await_next(awaiting: bool) {
+    AWAITING.set(awaiting);
+}
+
+/// Looks at a condition; what it finds to be zero has been waited for if [`await_next`] said so.
+pub(super) fn look<T>(condition: impl FnOnce() -> T) -> T {
+    let value = condition();
+    AWAITING.set(false);
+    value
+}
+
+/// How somebody looks at a count.
+pub(super) fn look_mode(is_zero: bool) -> Mode {
+    if is_zero && AWAITING.get() { Mode::Await } else { Mode::Read }
+}
+
+/// Notes the use of a thing.
+#[inline]
+pub(super) fn touch(object: u64, mode: Mode) {
+    touch_range(object, 0, u64::MAX, mode);
+}
+
+/// Notes the use of a part of a thing.
+#[inline]
+pub(super) fn touch_range(object: u64, begin: u64, end: u64, mode: Mode) {
+    if RECORDING.get() {
+        LOG.with_borrow_mut(|log| log.push(Access { object, begin, end, mode }));
+    }
+}
+
+/// Says that the step may have used anything.
+pub(super) fn touch_everything() {
+    touch(EVERYTHING, Mode::Write);
+}
+
+/// What was used since the last call.
+pub(super) fn take() -> Accesses {
+    LOG.with_borrow_mut(|log| {
+        log.sort_unstable();
+        log.dedup();
+        let everything = log.first().is_some_and(|access| access.object == EVERYTHING);
+        let accesses = Accesses { everything, list: log.clone() };
+        log.clear();
+        accesses
+    })
+}
+
+/// Does something that is no part of the run: a witness that only looks.
+pub fn unseen<T>(f: impl FnOnce() -> T) -> T {
+    let recording = RECORDING.replace(false);
+    let value = f();
+    RECORDING.set(recording);
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(list: &[(u64, u64, u64, Mode)]) -> Accesses {
+        let access = |&(object, begin, end, mode): &(u64, u64, u64, Mode)| Access { object, begin, end, mode };
+        let mut list: Vec<Access> = list.iter().map(access).collect();
+        list.sort_unstable();
+        Accesses { everything: false, list }
+    }
+
+    #[test]
+    fn steps_conflict_where_they_share_a_range_and_do_not_commute() {
+        let write = of(&[(5, 0, 10, Mode::Write), (7, 0, 1, Mode::Read)]);
+        assert!(write.conflict(&of(&[(5, 9, 20, Mode::Read)])));
+        assert!(!write.conflict(&of(&[(5, 10, 20, Mode::Write)])), "ranges that only touch");
+        assert!(!write.conflict(&of(&[(6, 0, 10, Mode::Write), (7, 0, 1, Mode::Read)])), "reads commute");
+        assert!(write.conflict(&Accesses::everything()));
+    }
+
+    #[test]
+    fn who_waits_for_zero_comes_after_who_counts_down() {
+        let (down, zero) = (of(&[(5, 0, 10, Mode::Sub)]), of(&[(5, 0, 10, Mode::Await)]));
+        assert!(down.conflict(&zero) && down.is_awaited_by(&zero));
+        assert!(!of(&[(5, 0, 10, Mode::Add)]).is_awaited_by(&zero));
+        assert!(!down.is_awaited_by(&of(&[(5, 0, 10, Mode::Read)])));
+    }
+
+    #[test]
+    fn additions_commute_with_each_other_only() {
+        let add = of(&[(5, 0, 10, Mode::Add)]);
+        assert!(!add.conflict(&add));
+        assert!(add.conflict(&of(&[(5, 0, 10, Mode::Read)])));
+        assert!(add.conflict(&of(&[(5, 0, 10, Mode::Write)])));
+    }
+}
