@@ -87,12 +87,18 @@ fn usage_differs_between_the_versions() {
         failed(Compat::Qemu72, "check -r x a"),
         "qemu-img: Unknown option value for -r (expecting 'leaks' or 'all'): x\nTry 'qemu-img --help' for more information\n"
     );
-    assert_eq!(failed(Compat::Qemu100, "check -r x a"), "qemu-img: --repair (-r) expects 'leaks' or 'all' not 'x'\n");
+    assert_eq!(
+        failed(Compat::Qemu100, "check -r x a"),
+        "qemu-img: --repair (-r) expects 'leaks' or 'all' not 'x'\nTry 'qemu-img check --help' for more info\n"
+    );
     assert_eq!(
         failed(Compat::Qemu100, "info"),
         "qemu-img: Expecting one image file name\nTry 'qemu-img info --help' for more info\n"
     );
-    assert_eq!(failed(Compat::Qemu100, "info --output x a"), "qemu-img: --output expects 'human' or 'json' not 'x'\n");
+    assert_eq!(
+        failed(Compat::Qemu100, "info --output x a"),
+        "qemu-img: --output expects 'human' or 'json' not 'x'\nTry 'qemu-img info --help' for more info\n"
+    );
     assert_eq!(failed(Compat::Qemu100, "create a 1x"), "qemu-img: Invalid image size specified: '1x'.\n");
 }
 

@@ -1,7 +1,7 @@
 //! backsim's qemu-img against the real one: the same command lines, byte for byte.
 //!
-//! Needs qemu-img and qemu-io 7.2; other versions have other texts, and without them the tests say that they were
-//! skipped. Masked are node names and what a file takes on the disk.
+//! Needs qemu-img and qemu-io 7.2 or 10.0; other versions have other texts, and without them the tests say that they
+//! were skipped. Masked are node names and what a file takes on the disk.
 
 mod common;
 
@@ -43,7 +43,7 @@ fn masked(output: ImgOutput) -> ImgOutput {
     ImgOutput { stdout: mask(&output.stdout), stderr: mask(&output.stderr), status: output.status }
 }
 
-fn play(real: &Real, name: &str, script: &str) -> Vec<String> {
+fn play(real: &Real, compat: Compat, name: &str, script: &str) -> Vec<String> {
     let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut differences = Vec::new();
     for line in script.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -68,7 +68,7 @@ fn play(real: &Real, name: &str, script: &str) -> Vec<String> {
             continue;
         }
         let expected = masked(real.img(theirs.path(), &split(line)));
-        let got = masked(Bench::in_dir(ours.path(), Compat::Qemu72).line(line));
+        let got = masked(Bench::in_dir(ours.path(), compat).line(line));
         if expected != got {
             differences.push(format!("{name}: qemu-img {line}\n  real:  {expected:?}\n  ours:  {got:?}"));
         }
@@ -91,10 +91,13 @@ fn poke_file(dir: &Path, poke: &str) {
 #[test]
 fn texts_and_statuses_are_those_of_the_real_tool() {
     let Some(real) = Real::find("texts_and_statuses_are_those_of_the_real_tool") else { return };
-    if !real.version().contains("version 7.2.") {
-        eprintln!("SKIPPED: the texts are those of qemu-img 7.2, this is {}", real.version());
+    let version = real.version();
+    let known = [("version 7.2.", Compat::Qemu72), ("version 10.0.2", Compat::Qemu100)];
+    let Some((_, compat)) = known.into_iter().find(|(text, _)| version.contains(text)) else {
+        eprintln!("SKIPPED: the texts are those of qemu-img 7.2 and 10.0.2, this is {version}");
         return;
-    }
-    let differences: Vec<String> = SCRIPTS.iter().flat_map(|(name, script)| play(&real, name, script)).collect();
+    };
+    let play = |(name, script): &(&str, &str)| play(&real, compat, name, script);
+    let differences: Vec<String> = SCRIPTS.iter().flat_map(play).collect();
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }

@@ -112,15 +112,20 @@ impl Reader<'_> {
         let exact = known().find(|opt| opt.key == name);
         let mut begun = known().filter(|opt| opt.key.starts_with(name));
         let found = exact.or_else(|| begun.next().filter(|_| begun.next().is_none()));
-        let unknown = || self.usage(&format!("unrecognized option '{arg}'"));
-        let opt = found.ok_or_else(unknown)?;
+        let opt = match found {
+            Some(opt) => opt,
+            None => return Err(self.no_such_long(arg, name, &known().map(|opt| opt.key).collect::<Vec<_>>())),
+        };
         let value = match (opt.takes, value) {
             (true, Some(value)) => value,
             (true, None) => {
-                args.next().ok_or_else(|| self.usage(&format!("missing argument for option '{arg}'")))?.clone()
+                args.next().ok_or_else(|| self.no_argument(arg, &format!("'--{}'", opt.key), false))?.clone()
             }
             (false, None) => String::new(),
-            (false, Some(_)) => return Err(unknown()),
+            (false, Some(_)) if self.quirks.img_new_usage => {
+                return Err(self.getopt(&format!("option '--{}' doesn't allow an argument", opt.key)));
+            }
+            (false, Some(_)) => return Err(self.usage(&format!("unrecognized option '{arg}'"))),
         };
         parsed.options.push((opt.key, value));
         Ok(())
@@ -135,20 +140,54 @@ impl Reader<'_> {
     ) -> Outcome<()> {
         for (at, letter) in cluster.char_indices() {
             let found = self.table.iter().find(|opt| opt.short == Some(letter));
-            let opt = found.ok_or_else(|| self.usage(&format!("unrecognized option '{arg}'")))?;
+            let opt = found.ok_or_else(|| self.no_such_letter(arg, letter))?;
             if !opt.takes {
                 parsed.options.push((opt.key, String::new()));
                 continue;
             }
             let attached = &cluster[at + letter.len_utf8()..];
             let value = match attached {
-                "" => args.next().ok_or_else(|| self.usage(&format!("missing argument for option '{arg}'")))?.clone(),
+                "" => args.next().ok_or_else(|| self.no_argument(arg, &format!("'{letter}'"), true))?.clone(),
                 attached => attached.to_owned(),
             };
             parsed.options.push((opt.key, value));
             break;
         }
         Ok(())
+    }
+
+    /// The end by a long option that is not known, or that begins several.
+    fn no_such_long(&self, arg: &str, name: &str, known: &[&str]) -> Exit {
+        if !self.quirks.img_new_usage {
+            return self.usage(&format!("unrecognized option '{arg}'"));
+        }
+        let begun: Vec<String> =
+            known.iter().filter(|key| key.starts_with(name)).map(|key| format!("'--{key}'")).collect();
+        match begun.len() {
+            0 => self.getopt(&format!("unrecognized option '--{name}'")),
+            _ => self.getopt(&format!("option '{arg}' is ambiguous; possibilities: {}", begun.join(" "))),
+        }
+    }
+
+    fn no_such_letter(&self, arg: &str, letter: char) -> Exit {
+        match self.quirks.img_new_usage {
+            true => self.getopt(&format!("invalid option -- '{letter}'")),
+            false => self.usage(&format!("unrecognized option '{arg}'")),
+        }
+    }
+
+    /// The end by an option whose argument is missing; getopt puts the name of a letter last.
+    fn no_argument(&self, arg: &str, option: &str, is_letter: bool) -> Exit {
+        match (self.quirks.img_new_usage, is_letter) {
+            (false, _) => self.usage(&format!("missing argument for option '{arg}'")),
+            (true, true) => self.getopt(&format!("option requires an argument -- {option}")),
+            (true, false) => self.getopt(&format!("option {option} requires an argument")),
+        }
+    }
+
+    /// As C's getopt tells it, in the name of the subcommand.
+    fn getopt(&self, message: &str) -> Exit {
+        Exit { spoken_by: Some(self.subcommand.to_owned()), ..self.usage(message) }
     }
 
     /// Ends the process because of its command line (`error_exit`).
@@ -170,7 +209,7 @@ impl Reader<'_> {
             Some("json") => Ok(true),
             Some("human") | None => Ok(false),
             Some(other) if self.quirks.img_new_usage => {
-                Err(failure(format!("--output expects 'human' or 'json' not '{other}'")))
+                Err(self.usage(&format!("--output expects 'human' or 'json' not '{other}'")))
             }
             Some(_) => Err(failure("--output must be used with human or json as argument.")),
         }
@@ -211,12 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_refused_with_the_versions_own_hint() {
+    fn what_is_unknown_is_refused_in_the_versions_own_words() {
         let old = read(Compat::Qemu72, &["--format=raw"]).unwrap_err();
         assert_eq!(old, "unrecognized option '--format=raw'\nTry 'qemu-img --help' for more information");
         assert_eq!(read(Compat::Qemu100, &["--format=raw"]).unwrap().0, "format=raw");
         let new = read(Compat::Qemu100, &["-f"]).unwrap_err();
-        assert_eq!(new, "missing argument for option '-f'\nTry 'qemu-img info --help' for more info");
+        assert_eq!(new, "option requires an argument -- 'f'\nTry 'qemu-img info --help' for more info");
         for args in [&["-x"][..], &["--fo"], &["--output"], &["-Ux"], &["--force-share=on"]] {
             assert!(read(Compat::Qemu72, args).is_err() || args == ["--fo"], "{args:?}");
         }

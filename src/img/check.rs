@@ -52,7 +52,7 @@ fn repair(process: &Process, reader: &Reader<'_>, parsed: &Parsed) -> Outcome<Fi
         Some("leaks") => Ok(Fix { leaks: true, errors: false }),
         Some("all") => Ok(Fix::ALL),
         Some(other) if process.quirks().img_new_usage => {
-            Err(failure(format!("--repair (-r) expects 'leaks' or 'all' not '{other}'")))
+            Err(reader.usage(&format!("--repair (-r) expects 'leaks' or 'all' not '{other}'")))
         }
         Some(other) => Err(reader.usage(&format!("Unknown option value for -r (expecting 'leaks' or 'all'): {other}"))),
     }
@@ -75,7 +75,7 @@ impl Printed<'_> {
     async fn check(&self, image: &Image, fix: Fix) -> Outcome<i32> {
         let Some((mut result, mut outcome)) = self.once(image, fix).await else {
             let message = "This image format does not support checks".to_owned();
-            return Err(Exit { message, status: NOT_SUPPORTED, open_line: false });
+            return Err(Exit { message, status: NOT_SUPPORTED, ..Exit::default() });
         };
         let (leaks, corruptions) = (result.leaks_fixed, result.corruptions_fixed);
         if outcome.is_ok() && leaks + corruptions > 0 {

@@ -91,7 +91,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         process.print(&text);
     }
     match error {
-        Some(message) => Err(Exit { message, status, open_line: false }),
+        Some(message) => Err(Exit { message, status, ..Exit::default() }),
         None => Ok(status),
     }
 }

@@ -71,7 +71,11 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     }
     let sparse = sparse_size(process, &parsed)?;
     if parsed.get("parallel").is_some_and(|text| !matches!(text.parse(), Ok(1..=16u8))) {
-        return Err(failure("Invalid number of coroutines. Allowed number of coroutines is between 1 and 16"));
+        return Err(failure(if process.quirks().img_new_usage {
+            "Invalid number of coroutines specified. Must be between 1 and 16."
+        } else {
+            "Invalid number of coroutines. Allowed number of coroutines is between 1 and 16"
+        }));
     }
     check_cache_mode(&parsed, "target-cache", "cache")?;
     check_cache_mode(&parsed, "source-cache", "source cache")?;

@@ -15,6 +15,8 @@ pub(super) async fn dispatch(process: &Process, args: &[String]) -> i32 {
         Err(exit) => {
             if exit.open_line {
                 process.block.stderr.borrow_mut().push_str(&format!("qemu-img: {}", exit.message));
+            } else if let Some(subcommand) = exit.spoken_by {
+                process.block.report_stderr(format!("qemu-img {subcommand}: {}", exit.message));
             } else if !exit.message.is_empty() {
                 process.report(&exit.message);
             }

@@ -189,8 +189,7 @@ fn value(quirks: &Quirks, info: &NodeInfo) -> Value {
             put("snapshots", qcow2.snapshots.iter().map(snapshot_value).collect());
         }
         put("format-specific", json!({"type": "qcow2", "data": specific(info, qcow2)}));
-    } else if quirks.img_shows_children {
-        // A raw node passes on what the file below says, which is nothing.
+    } else if quirks.img_shows_children && info.format == "file" {
         put("format-specific", json!({"type": "file", "data": {}}));
     }
     if quirks.img_shows_children {

@@ -11,12 +11,14 @@ use crate::quirks::Quirks;
 use super::{ImgEnv, ImgOutput};
 
 /// How a subcommand ends before its normal end: what it still prints on standard error, and its status.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Exit {
     pub(super) message: String,
     pub(super) status: i32,
     /// The message has no newline of its own.
     pub(super) open_line: bool,
+    /// The subcommand in whose name it is told.
+    pub(super) spoken_by: Option<String>,
 }
 
 /// Result of whatever may end the process; a plain end is the exit status.
@@ -194,7 +196,7 @@ fn not_modelled_protocol(filename: &str) -> Option<&str> {
 
 /// Ends the process with a message and status 1.
 pub(super) fn failure(message: impl Into<String>) -> Exit {
-    Exit { message: message.into(), status: 1, open_line: false }
+    Exit { message: message.into(), status: 1, ..Exit::default() }
 }
 
 /// Ends the process with a message of what backsim has not and status 1.

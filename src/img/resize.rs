@@ -27,7 +27,8 @@ enum NewSize {
 pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String]) -> Outcome<i32> {
     // The size is taken off first: a negative one would look like an option.
     let Some((size, args)) = args.split_last().filter(|(_, before)| !before.is_empty()) else {
-        return Err(reader.usage("Not enough arguments"));
+        let new = process.quirks().img_new_usage && !args.is_empty();
+        return Err(reader.usage(if new { "Expecting image file name and size" } else { "Not enough arguments" }));
     };
     let parsed = reader.read(args)?;
     refuse_image_opts(&parsed)?;

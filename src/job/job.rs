@@ -296,6 +296,11 @@ impl Job {
         self.io_status.get()
     }
 
+    /// Forgets that the job has met an error (`block_job_iostatus_reset`).
+    pub fn reset_io_status(&self) {
+        self.io_status.set(IoStatus::Ok);
+    }
+
     /// The last accepted speed, bytes per second.
     pub fn speed(&self) -> i64 {
         self.speed.get()

@@ -11,6 +11,7 @@ use crate::sim::TraceEvent;
 
 use super::args::Args;
 use super::error::{ErrorClass, QmpError, QmpResult};
+use super::known;
 use super::machine::Machine;
 
 /// What is modelled, sorted.
@@ -65,45 +66,6 @@ pub const COMMANDS: &[&str] = &[
     "stop",
     "transaction",
     "x-debug-block-dirty-bitmap-sha256",
-];
-
-/// Commands of QEMU's block layer and of its monitor that this machine does not have.
-const NOT_MODELLED: &[&str] = &[
-    "block-commit",
-    "block-job-set-speed-all",
-    "block-latency-histogram-set",
-    "block-set-write-threshold",
-    "block-stream",
-    "block_set_io_throttle",
-    "blockdev-change-medium",
-    "blockdev-close-tray",
-    "blockdev-insert-medium",
-    "blockdev-mirror",
-    "blockdev-open-tray",
-    "blockdev-remove-medium",
-    "blockdev-set-active",
-    "blockdev-snapshot-delete-internal-sync",
-    "blockdev-snapshot-internal-sync",
-    "change-backing-file",
-    "device_add",
-    "device_del",
-    "drive-mirror",
-    "eject",
-    "job-change",
-    "migrate",
-    "object-add",
-    "object-del",
-    "query-blockstats",
-    "query-commands",
-    "query-events",
-    "query-qmp-schema",
-    "snapshot-delete",
-    "snapshot-load",
-    "snapshot-save",
-    "system_powerdown",
-    "system_reset",
-    "x-blockdev-change",
-    "x-debug-query-block-graph",
 ];
 
 /// Commands after which a bitmap may be there, gone, or different.
@@ -189,6 +151,7 @@ impl Machine {
         let args = Args::new(arguments);
         match command {
             "query-named-block-nodes" => return self.query_named_block_nodes(&args),
+            "qmp_capabilities" => return negotiate(&args),
             "query-jobs"
             | "query-block-jobs"
             | "query-block"
@@ -198,9 +161,8 @@ impl Machine {
             | "query-name"
             | "stop"
             | "cont"
-            | "quit"
-            | "qmp_capabilities" => {}
-            other if NOT_MODELLED.contains(&other) => {
+            | "quit" => {}
+            other if known::is_qmp(&self.block.quirks, other) => {
                 return Err(format!("not modelled: command '{other}'; there are {}", COMMANDS.join(", ")).into());
             }
             other => return Err(not_found(other)),
@@ -212,17 +174,14 @@ impl Machine {
             "query-block" => self.query_block(),
             "query-block-exports" => self.query_block_exports(),
             "query-version" => Ok(self.version()),
-            "query-status" => Ok(json!({"running": true, "status": "running", "singlestep": false})),
-            "query-name" => Ok(json!({})),
+            "query-status" => Ok(self.query_status()),
+            "stop" => self.stop().await,
+            "cont" => Ok(self.cont()),
             "quit" => {
                 self.quits.set(true);
                 self.shutdown().await;
                 Ok(json!({}))
             }
-            "qmp_capabilities" => Err(QmpError::new(
-                ErrorClass::CommandNotFound,
-                "Capabilities negotiation is already complete, command ignored",
-            )),
             _ => Ok(json!({})),
         }
     }
@@ -231,6 +190,21 @@ impl Machine {
         let (major, minor, micro) = if self.block.quirks.since_9 { (10, 0, 2) } else { (7, 2, 22) };
         json!({"qemu": {"major": major, "minor": minor, "micro": micro}, "package": "backsim"})
     }
+}
+
+/// qmp_capabilities, which was done when the machine was launched (`monitor/qmp-cmds-control.c`).
+fn negotiate(args: &Args<'_>) -> QmpResult {
+    for (item, name) in args.opt_list("enable")?.unwrap_or_default() {
+        match item {
+            Value::String(word) if word == "oob" => {}
+            // QAPI has no name for what stands in a list.
+            Value::String(word) => return Err(args.bad_value("null", word)),
+            _ => return Err(format!("Invalid parameter type for '{name}', expected: string").into()),
+        }
+    }
+    args.finish()?;
+    let why = "Capabilities negotiation is already complete, command ignored";
+    Err(QmpError::new(ErrorClass::CommandNotFound, why))
 }
 
 fn not_found(command: &str) -> QmpError {

@@ -49,6 +49,8 @@ pub struct Machine {
     pub(super) exports: RefCell<super::commands::Exports>,
     /// Backends of guest disks, by the name that the scenario uses.
     pub(super) guests: RefCell<BTreeMap<String, Rc<Backend>>>,
+    /// Whether the guest runs.
+    pub(super) run_state: Cell<super::commands::RunState>,
     /// Set by `quit`.
     pub(super) quits: Cell<bool>,
 }
@@ -82,6 +84,7 @@ impl Machine {
             event_waiters,
             exports: RefCell::default(),
             guests: RefCell::default(),
+            run_state: Cell::default(),
             quits: Cell::new(false),
         })
     }

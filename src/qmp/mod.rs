@@ -10,6 +10,7 @@ mod dispatch;
 mod error;
 mod events;
 mod guest;
+mod known;
 mod machine;
 pub mod qemu_io;
 

@@ -9,5 +9,7 @@ mod query;
 mod reopen;
 mod snapshot;
 mod transaction;
+mod vm;
 
 pub(crate) use exports::Exports;
+pub(crate) use vm::RunState;
