@@ -121,9 +121,10 @@ fn all_of(setup: &Setup, reduction: Reduction) -> Found {
     let mut found = Found::default();
     loop {
         let report = run_next(setup, &tree);
-        assert!(report.violations.is_empty(), "{:?}", report.violations);
         found.runs += 1;
+        // A run that was given up ends where it was, which is no verdict.
         if !tree.borrow().is_blocked() {
+            assert!(report.violations.is_empty(), "{:?}", report.violations);
             found.complete += 1;
             found.classes.insert(tree.borrow().class());
             found.states.insert(report.state);
