@@ -188,7 +188,7 @@ impl Machine {
     async fn query(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {
-            "query-named-block-nodes" => return self.query_named_block_nodes(&args),
+            "query-named-block-nodes" => return self.query_named_block_nodes(&args).await,
             "query-jobs"
             | "query-block-jobs"
             | "query-block"
@@ -209,7 +209,7 @@ impl Machine {
         match command {
             "query-jobs" => self.query_jobs(),
             "query-block-jobs" => self.query_block_jobs(),
-            "query-block" => self.query_block(),
+            "query-block" => self.query_block().await,
             "query-block-exports" => self.query_block_exports(),
             "query-version" => Ok(self.version()),
             "query-status" => Ok(json!({"running": true, "status": "running", "singlestep": false})),
