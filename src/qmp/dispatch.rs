@@ -150,7 +150,7 @@ impl Machine {
     async fn query(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {
-            "query-named-block-nodes" => return self.query_named_block_nodes(&args),
+            "query-named-block-nodes" => return self.query_named_block_nodes(&args).await,
             "qmp_capabilities" => return negotiate(&args),
             "query-jobs"
             | "query-block-jobs"
@@ -171,7 +171,7 @@ impl Machine {
         match command {
             "query-jobs" => self.query_jobs(),
             "query-block-jobs" => self.query_block_jobs(),
-            "query-block" => self.query_block(),
+            "query-block" => self.query_block().await,
             "query-block-exports" => self.query_block_exports(),
             "query-version" => Ok(self.version()),
             "query-status" => Ok(self.query_status()),

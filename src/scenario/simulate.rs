@@ -375,14 +375,10 @@ impl Backend for SimBackend {
                     }
                 }
                 left.sub(1);
-                // Whoever is the last wakes the others' master; it is all the same who that is.
-                let last = access::unseen(|| left.get()) == 0;
-                if last || failure.borrow().is_some() {
-                    waker.wake(me);
-                }
+                waker.wake(me);
             });
         }
-        while left.awaited() > 0 && failure.borrow().is_none() {
+        while left.get() > 0 && failure.borrow().is_none() {
             sim.park("the actors").await;
         }
         self.0.concurrent.set(self.0.concurrent.get() - 1);

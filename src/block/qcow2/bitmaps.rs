@@ -24,6 +24,11 @@ use super::refcount::DiscardType;
 use super::table::entries_of;
 
 impl Qcow2 {
+    /// Whether bitmaps are stored in the image.
+    pub fn has_bitmap_directory(&self) -> bool {
+        self.extras.borrow().bitmaps.count > 0
+    }
+
     /// The directory as it is in the file; empty if there is none.
     pub(super) async fn read_directory(&self, block: &Rc<Block>) -> Result<Vec<StoredBitmap>, String> {
         let BitmapsExtension { count, directory_size, directory_offset } = self.extras.borrow().bitmaps;

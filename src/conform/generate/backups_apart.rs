@@ -9,7 +9,7 @@ use super::model::Format;
 use super::world::{World, action, transaction};
 use super::yaml::{Args, Step, args};
 
-/// Backups with wrong arguments; none of them starts.
+/// Backups with wrong arguments; none of them starts, in either version.
 pub(super) fn wrong_arguments(world: &mut World) {
     world.headline("Wrong arguments");
     let bitmap = world.recording_bitmap(0).unwrap_or_else(|| "bitmap0".to_string());
@@ -64,12 +64,10 @@ fn wrong(device: &str, target: &Target, bitmap: &str) -> Vec<Args> {
         perf("max-chunk", 65535),
         perf("workers", 1),
         perf("min-cluster-size", 3000),
-        perf("min-cluster-size", 65536),
         full().set("x-perf", args().set("use-copy-range", "yes")),
         full().set("speed", -1_i64),
         full().set("speed", "fast"),
         full().set("discard-source", "yes"),
-        full().set("discard-source", true),
         full().set("on-source-error", "panic"),
         full().set("on-target-error", ""),
         full().set("compress", "no"),

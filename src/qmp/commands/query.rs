@@ -1,21 +1,26 @@
 //! What nodes look like from outside: query-named-block-nodes and query-block (`block/qapi.c`).
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::qcow2::Qcow2Info;
-use crate::block::{DetectZeroes, Driver, Node, Parent};
+use crate::block::qcow2::{BitmapInfo, Qcow2Info};
+use crate::block::{DetectZeroes, Driver, Node, NodeId, Parent};
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
 
+/// What stands in the bitmap directories of images.
+type Stored = BTreeMap<NodeId, Vec<BitmapInfo>>;
+
 impl Machine {
     /// query-named-block-nodes: newest node first.
-    pub(in crate::qmp) fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
+    pub(in crate::qmp) async fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
         let flat = args.opt_bool("flat")?.unwrap_or(false);
         args.finish()?;
-        Ok(self.nodes_to_tell()?.iter().map(|node| self.node_info(node, flat)).collect())
+        let stored = self.stored_bitmaps().await;
+        Ok(self.nodes_to_tell()?.iter().map(|node| self.node_info(node, flat, &stored)).collect())
     }
 
     /// The part of query-named-block-nodes that is asked for most: the bitmaps of each node that has any.
@@ -37,22 +42,38 @@ impl Machine {
     }
 
     /// query-block: the named backends with what is inserted in them.
-    pub(in crate::qmp) fn query_block(&self) -> QmpResult {
+    pub(in crate::qmp) async fn query_block(&self) -> QmpResult {
         let mut devices = Vec::new();
+        let stored = self.stored_bitmaps().await;
         for node in self.block.live_nodes() {
             for edge in node.parents.borrow().iter() {
                 let Parent::Backend(backend) = &edge.parent else { continue };
                 let Some(name) = &backend.name else { continue };
                 let mut device = json!({"device": &**name, "locked": false, "removable": false, "type": "unknown"});
-                device["inserted"] = self.node_info(&node, false);
+                device["inserted"] = self.node_info(&node, false, &stored);
                 devices.push(device);
             }
         }
         Ok(devices.into())
     }
 
+    /// Reads the bitmap directories; an image whose directory can't be read is left out.
+    async fn stored_bitmaps(&self) -> Stored {
+        let mut stored = Stored::new();
+        for node in self.block.live_nodes() {
+            let Some(qcow2) = node.qcow2().filter(|qcow2| qcow2.has_bitmap_directory()) else { continue };
+            let block = self.block.clone();
+            let infos =
+                self.block.sim.run_coroutine("bitmap directory", async move { qcow2.bitmap_infos(&block).await });
+            if let Ok(infos) = infos.await {
+                stored.insert(node.id, infos);
+            }
+        }
+        stored
+    }
+
     /// `BlockDeviceInfo`.
-    fn node_info(&self, node: &Node, flat: bool) -> Value {
+    fn node_info(&self, node: &Node, flat: bool, stored: &Stored) -> Value {
         let options = node.options.borrow();
         let detect = match options.detect_zeroes {
             DetectZeroes::Off => "off",
@@ -71,7 +92,7 @@ impl Machine {
             "write_threshold": 0,
             "cache": {"writeback": true, "direct": options.direct, "no-flush": options.no_flush},
         });
-        info["image"] = self.image_info(node, flat);
+        info["image"] = self.image_info(node, flat, stored);
         if self.block.quirks.since_9 {
             info["active"] = true.into();
         }
@@ -112,7 +133,7 @@ impl Machine {
     }
 
     /// `ImageInfo`, as far as a node tells it.
-    fn image_info(&self, node: &Node, flat: bool) -> Value {
+    fn image_info(&self, node: &Node, flat: bool, stored: &Stored) -> Value {
         let mut image = json!({
             "filename": self.block.filename(node.id),
             "format": node.driver_name().unwrap_or(""),
@@ -126,7 +147,7 @@ impl Machine {
         }
         if let Some(qcow2) = node.qcow2() {
             let mut specific = json!({"type": "qcow2"});
-            specific["data"] = specific_info(&qcow2.info());
+            specific["data"] = specific_info(&qcow2.info(), stored.get(&node.id));
             image["format-specific"] = specific;
             if let Some(name) = qcow2.backing_name() {
                 image["full-backing-filename"] = self.block.relative_to(node, &name).into();
@@ -145,14 +166,14 @@ impl Machine {
         let backing = node.filtered_child().or_else(|| node.backing());
         let backing = backing.filter(|_| !flat).map(|id| self.block.node(id));
         if let Some(backing) = backing {
-            image["backing-image"] = self.image_info(&backing, false);
+            image["backing-image"] = self.image_info(&backing, false, stored);
         }
         image
     }
 }
 
-/// `ImageInfoSpecificQCow2`, without what needs I/O.
-fn specific_info(info: &Qcow2Info) -> Value {
+/// `ImageInfoSpecificQCow2`.
+fn specific_info(info: &Qcow2Info, stored: Option<&Vec<BitmapInfo>>) -> Value {
     let mut data = json!({
         "compat": if info.version == 2 { "0.10" } else { "1.1" },
         "compression-type": info.compression_type,
@@ -162,8 +183,18 @@ fn specific_info(info: &Qcow2Info) -> Value {
         data["lazy-refcounts"] = info.lazy_refcounts.into();
         data["corrupt"] = info.corrupt.into();
         data["extended-l2"] = info.extended_l2.into();
+        if let Some(stored) = stored.filter(|stored| !stored.is_empty()) {
+            data["bitmaps"] = stored.iter().map(stored_info).collect();
+        }
     }
     data
+}
+
+/// `Qcow2BitmapInfo`.
+fn stored_info(bitmap: &BitmapInfo) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let flags: Vec<&str> = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
+    json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": flags})
 }
 
 /// The bitmaps of a node, newest first.
