@@ -14,7 +14,7 @@ use crate::img::{ImgEnv, NewImage};
 use crate::qmp::{Machine, MachineConfig};
 use crate::quirks::{Compat, Quirks};
 use crate::sim::shared::{Cell, Counter, RefCell};
-use crate::sim::{Choices, Recorded, Sim, Stuck, TraceEvent, access};
+use crate::sim::{Choices, Recorded, Sim, Stuck, TraceEvent};
 use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
