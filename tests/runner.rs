@@ -30,8 +30,7 @@ struct Script {
 }
 
 fn event(name: &str, data: Value) -> Event {
-    let raw = json!({"event": name, "data": data, "timestamp": {"seconds": 17, "microseconds": 4}});
-    Event { name: name.to_owned(), data, raw }
+    Event { name: name.to_owned().into(), data: data.into() }
 }
 
 fn status(id: &str, status: &str) -> Event {
@@ -93,7 +92,7 @@ impl Backend for Scripted {
     async fn qemu_io(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
         self.note(format!("{node}: {command}"));
         let output = "wrote 512/512 bytes at offset 0\n512 bytes, 1 ops; 00.00 sec (1 MiB/sec)\n";
-        Ok(QemuIoReply { output: output.to_owned(), reply: json!({"return": ""}) })
+        Ok(QemuIoReply { output: output.to_owned().into(), reply: json!({"return": ""}) })
     }
     async fn qemu_img(&self, args: &[String]) -> Result<QemuImgOutput, RunError> {
         self.note(format!("qemu-img {}", args.join(" ")));

@@ -46,7 +46,7 @@ pub enum Command {
     /// Makes up random valid scenarios, the same for the same seed.
     Generate(GenerateArgs),
     /// Runs a scenario under many schedules and judges each run.
-    Explore(super::explore::ExploreArgs),
+    Explore(Box<super::explore::ExploreArgs>),
     /// Shows a run again that `explore --save` has kept.
     Replay(super::explore::ReplayArgs),
     /// Says why such a run fails: the two steps whose order decides.

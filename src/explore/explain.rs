@@ -5,7 +5,6 @@
 //! in the order of two neighbouring steps and in the verdict. Must never claim a pair that was not run both ways.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use crate::sim::rng::{Rng, Stream};
 use crate::sim::{ChoicePoint, Runs, Strategy};
@@ -266,8 +265,9 @@ fn differences(words: &Words, failing: &RunReport, passing: &RunReport) -> Vec<S
             found.push(format!("{place} of {node} holds {own:#04x} if it fails, {theirs:#04x} if it passes"));
         }
     }
-    let bitmaps = |report: &super::model::FinalState| -> BTreeMap<(Rc<str>, Rc<str>), Vec<(u64, u64)>> {
-        report.bitmaps.iter().map(|dump| ((dump.node.clone(), dump.name.clone()), dump.dirty.clone())).collect()
+    let bitmaps = |report: &super::model::FinalState| {
+        let named = report.bitmaps.iter().map(|dump| ((dump.node.clone(), dump.name.clone()), dump.dirty.clone()));
+        named.collect::<BTreeMap<_, _>>()
     };
     let theirs = bitmaps(other);
     for ((node, name), dirty) in bitmaps(one) {

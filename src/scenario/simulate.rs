@@ -48,8 +48,11 @@ pub struct SimOptions {
     /// QEMU's own order.
     pub inspect: Option<Inspect>,
     /// Is shown the files of the host when no machine runs any more.
-    pub inspect_files: Option<Box<dyn FnOnce(&Host)>>,
+    pub inspect_files: Option<InspectFiles>,
 }
+
+/// A last look at the files of the host.
+pub type InspectFiles = Box<dyn FnOnce(&Host)>;
 
 /// A last look at a machine.
 pub type Inspect = Box<dyn FnOnce(Rc<Machine>) -> std::pin::Pin<Box<dyn Future<Output = ()>>>>;

@@ -109,6 +109,7 @@ pub fn file_options(name: &str) -> OpenOptions {
         node_name: None,
         common: CommonOptions::default(),
         driver: DriverOptions::File { filename: name.to_owned() },
+        own: Default::default(),
     }
 }
 
@@ -129,6 +130,7 @@ pub fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
             take: Perm::NONE,
             unshare: Perm::NONE,
         })),
+        own: Default::default(),
     };
     OpenOptions {
         node_name: Some("image".to_owned()),
@@ -138,6 +140,7 @@ pub fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
             backing: BackingRef::FromImage,
             options: Qcow2Options::default(),
         },
+        own: Default::default(),
     }
 }
 
