@@ -75,4 +75,9 @@ impl BlockMap {
         };
         Extent { data, len: stop.min(end) - off }
     }
+
+    /// Bytes in all blocks of the set.
+    pub(super) fn bytes(&self) -> u64 {
+        self.ranges.iter().map(|(start, to)| (to - start) * BLOCK).sum()
+    }
 }

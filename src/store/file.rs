@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
@@ -29,6 +29,9 @@ pub(super) struct FileStore {
 struct State {
     len: u64,
     data: BlockMap,
+    /// What a file that somebody else made takes on the disk beyond its data, bytes: blocks that are taken but
+    /// were never written, and the file system's own.
+    beyond_data: u64,
 }
 
 impl FileStore {
@@ -37,7 +40,7 @@ impl FileStore {
         regular_or_absent(path)?;
         let mut how = OpenOptions::new();
         let file = how.read(true).write(true).create(true).truncate(true).open(path);
-        let state = State { len: 0, data: BlockMap::default() };
+        let state = State { len: 0, data: BlockMap::default(), beyond_data: 0 };
         Ok(FileStore { file: file.map_err(errno_of)?, state: RefCell::new(state) })
     }
 
@@ -45,12 +48,15 @@ impl FileStore {
     pub(super) fn open(path: &Path) -> Res<FileStore> {
         regular_or_absent(path)?;
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(errno_of)?;
-        let len = file.metadata().map_err(errno_of)?.len();
+        let metadata = file.metadata().map_err(errno_of)?;
+        let len = metadata.len();
         if len > MAX_LEN {
             return Err(Errno::EFBIG);
         }
         let data = data_of(&file, len)?;
-        Ok(FileStore { file, state: RefCell::new(State { len, data }) })
+        // The host counts blocks of 512 bytes, whatever its own are.
+        let beyond_data = metadata.blocks().saturating_mul(512).saturating_sub(data.bytes());
+        Ok(FileStore { file, state: RefCell::new(State { len, data, beyond_data }) })
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -186,6 +192,11 @@ impl FileStore {
             return Extent { data: false, len };
         }
         state.data.extent(off, end)
+    }
+
+    /// What somebody else's file took on the disk beyond its data when it was opened, bytes.
+    pub(super) fn beyond_data(&self) -> u64 {
+        self.state.borrow().beyond_data
     }
 }
 

@@ -248,6 +248,14 @@ impl Store {
             }
             pos = next;
         }
+        let beyond_data = match &self.home {
+            Home::Memory(_) => 0,
+            Home::File(file) => file.beyond_data(),
+        };
+        if beyond_data > 0 {
+            // The host has told of this file what else is worked out here.
+            return bytes + beyond_data;
+        }
         let list_blocks = if extents <= EXTENTS_IN_INODE { 0 } else { extents.div_ceil(EXTENTS_IN_BLOCK) };
         bytes + list_blocks * BLOCK
     }
