@@ -6,21 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-/// Where each defect shows: scenario and case.
-const PLACES: &[(&str, &str, &str)] = &[
-    ("cbw-ignores-in-flight", "writers", "1 workers"),
-    ("copy-bit-cleared-late", "writers", "4 workers"),
-    ("failed-copy-loses-bits", "failures", "write target fails, report"),
-    ("successor-dropped", "cancel", "bitmap/on-success"),
-    ("pending-cancel-is-success", "cancel", "bitmap/on-success"),
-    ("always-forgets-uncopied", "cancel", "bitmap/always"),
-    ("discard-bypasses-cbw", "discard", "explore-discard"),
-    ("fleecing-read-unprotected", "fleecing", "explore-fleecing"),
-    ("filter-leaves-early", "cancel", "bitmap/on-success"),
-    ("partial-tail-not-copied", "tail", "explore-tail"),
-    ("stop-loses-chunk", "stop", "write target fails, stop"),
-    ("group-finalizes-alone", "group", "explore-group"),
-];
+#[path = "common/places.rs"]
+mod places;
+
+use places::PLACES;
 
 fn scenario(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("scenarios/explore/{name}.yaml"))
@@ -120,7 +109,7 @@ fn a_killed_search_goes_on_from_its_checkpoint() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
     let file = scenario("tail");
     let file = file.to_string_lossy();
-    let args = explore(&file, &["--schedules", "1200", "--checkpoint", "kept", "--out", "resumed"]);
+    let args = explore(&file, &["--schedules", "800", "--checkpoint", "kept", "--out", "resumed"]);
     let mut child = command(&args, home.path()).spawn().expect("backsim can be started");
     let kept = home.path().join("kept");
     let mut patience = 3000;
@@ -132,7 +121,7 @@ fn a_killed_search_goes_on_from_its_checkpoint() {
     child.wait().expect("the child ends");
     assert!(kept.exists(), "a checkpoint was written");
     assert_eq!(backsim(&args, home.path()).status.code(), Some(0));
-    backsim(&explore(&file, &["--schedules", "1200", "--out", "whole"]), home.path());
+    backsim(&explore(&file, &["--schedules", "800", "--out", "whole"]), home.path());
     let read = |name: &str| fs::read_to_string(home.path().join(name)).expect("a result was written");
     assert_eq!(read("resumed"), read("whole"));
     let other = backsim(&explore(&file, &["--seed", "1", "--checkpoint", "kept"]), home.path());

@@ -43,6 +43,18 @@ fn be(bytes: &[u8], at: usize, len: usize) -> u64 {
     bytes.get(at..at + len).unwrap_or(&[]).iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
+/// The refcounts in a piece of a block; each has `1 << order` bits.
+fn entries(piece: &[u8], order: u32) -> impl Iterator<Item = u64> {
+    let bits = piece.len() as u64 * 8;
+    (0..bits >> order).map(move |number| match order {
+        0..3 => {
+            let bit = number << order;
+            u64::from(piece[(bit / 8) as usize] >> (bit % 8)) & ((1 << (1 << order)) - 1)
+        }
+        _ => be(piece, (number as usize) << (order - 3), 1 << (order - 3)),
+    })
+}
+
 /// Judges what a file holds; none if it is no qcow2 image, or one that is not judged.
 pub fn judge(store: &Store) -> Option<Verdict> {
     let header = read(store, 0, 4096);
@@ -72,6 +84,13 @@ pub fn judge(store: &Store) -> Option<Verdict> {
     Some(image.verdict)
 }
 
+/// The pieces of a table that hold anything but zeros, each with its offset: tables are large and nearly empty.
+fn pieces_with_content(table: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    const PIECE: usize = 256;
+    let pieces = (0..).step_by(PIECE).zip(table.chunks(PIECE));
+    pieces.filter(|(_, piece)| *piece != &[0; PIECE][..piece.len()])
+}
+
 fn read(store: &Store, offset: u64, bytes: u64) -> Vec<u8> {
     let bytes = bytes.min(store.len().saturating_sub(offset));
     store.read(offset, bytes).map(|content| content.to_vec()).unwrap_or_default()
@@ -82,8 +101,11 @@ impl Image<'_> {
         self.verdict.corruption.get_or_insert(text);
     }
 
-    fn words(&self, offset: u64, count: u64) -> Vec<u64> {
-        read(self.store, offset, count * 8).chunks_exact(8).map(|word| be(word, 0, 8)).collect()
+    /// The words of a table that are not zero, with their numbers.
+    fn words(&self, offset: u64, count: u64) -> Vec<(u64, u64)> {
+        let table = read(self.store, offset, count * 8);
+        let words = pieces_with_content(&table).flat_map(|(at, piece)| (at / 8..).zip(piece.chunks_exact(8)));
+        words.map(|(at, word)| (at as u64, be(word, 0, 8))).filter(|(_, word)| *word != 0).collect()
     }
 
     fn refer(&mut self, offset: u64, bytes: u64, what: &'static str, exclusive: bool) {
@@ -117,20 +139,22 @@ impl Image<'_> {
         self.refer_aligned(l1_offset, l1_entries * 8, "the L1 table");
         let (table_offset, table_bytes) = (be(header, 48, 8), be(header, 56, 4) << self.cluster_bits);
         self.refer_aligned(table_offset, table_bytes, "the refcount table");
-        for entry in self.words(table_offset, table_bytes / 8) {
+        for (_, entry) in self.words(table_offset, table_bytes / 8) {
             if entry & OFFSETS != 0 {
                 self.refer_aligned(entry & OFFSETS, cluster, "a refcount block");
             }
         }
         let stride = if extended { 2 } else { 1 };
-        for entry in self.words(l1_offset, l1_entries) {
+        for (_, entry) in self.words(l1_offset, l1_entries) {
             let offset = entry & OFFSETS;
             if offset == 0 || !self.refer_aligned(offset, cluster, "an L2 table") {
                 continue;
             }
             self.copied.push((offset >> self.cluster_bits, entry & COPIED != 0));
-            for l2 in self.words(offset, cluster / 8).into_iter().step_by(stride) {
-                self.walk_l2_entry(l2);
+            for (at, l2) in self.words(offset, cluster / 8) {
+                if at % stride == 0 {
+                    self.walk_l2_entry(l2);
+                }
             }
         }
     }
@@ -174,7 +198,8 @@ impl Image<'_> {
             let (table, entries) = (be(&directory, at, 8), be(&directory, at + 8, 4));
             let (name, extra) = (be(&directory, at + 18, 2), be(&directory, at + 20, 4));
             if table != 0 && self.refer_aligned(table, entries * 8, "a bitmap table") {
-                for entry in self.words(table, entries).into_iter().filter(|entry| entry & OFFSETS != 0) {
+                let words = self.words(table, entries);
+                for (_, entry) in words.into_iter().filter(|(_, entry)| entry & OFFSETS != 0) {
                     self.refer_aligned(entry & OFFSETS, cluster, "bitmap data");
                 }
             }
@@ -187,23 +212,15 @@ impl Image<'_> {
         let (table_offset, table_bytes) = (be(header, 48, 8), be(header, 56, 4) << self.cluster_bits);
         let per_block = (8u64 << self.cluster_bits) >> order;
         let mut counts = BTreeMap::new();
-        for (index, entry) in self.words(table_offset, table_bytes / 8).into_iter().enumerate() {
+        for (index, entry) in self.words(table_offset, table_bytes / 8) {
             if entry & OFFSETS == 0 {
                 continue;
             }
             let block = read(self.store, entry & OFFSETS, 1 << self.cluster_bits);
-            for at in 0..per_block {
-                let count = match order {
-                    0..3 => {
-                        let bit = at << order;
-                        let byte = block.get((bit / 8) as usize).copied().unwrap_or(0);
-                        u64::from(byte >> (bit % 8)) & ((1 << (1 << order)) - 1)
-                    }
-                    _ => be(&block, (at as usize) << (order - 3), 1 << (order - 3)),
-                };
-                if count != 0 {
-                    counts.insert(index as u64 * per_block + at, count);
-                }
+            for (start, piece) in pieces_with_content(&block) {
+                let first = index * per_block + ((start as u64 * 8) >> order);
+                let found = (first..).zip(entries(piece, order));
+                counts.extend(found.filter(|(_, count)| *count != 0));
             }
         }
         counts
