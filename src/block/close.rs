@@ -7,11 +7,10 @@
 use std::rc::Rc;
 
 use crate::bitmap::BitmapId;
-use crate::errno::{Errno, Res};
+use crate::errno::Errno;
 
 use super::blkdebug::Blkdebug;
 use super::cbw::{CbwOptions, CopyBeforeWrite};
-use super::flags::ReqFlags;
 use super::graph::Block;
 use super::io::BoxFuture;
 use super::node::{Driver, Edge, Node, NodeId, NodeOptions, Parent, Role};
@@ -298,37 +297,5 @@ impl Block {
             node.write_generation.add(1);
             Ok(())
         })
-    }
-
-    /// Copies inside the host (`bdrv_co_copy_range`); declined unless every byte comes from and goes to a plain
-    /// file beneath raw and qcow2 nodes.
-    pub async fn co_copy_range(
-        self: &Rc<Self>,
-        source: NodeId,
-        target: NodeId,
-        offset: u64,
-        bytes: u64,
-        flags: ReqFlags,
-    ) -> Res<()> {
-        if !self.lies_in_files(source, true) || !self.lies_in_files(target, false) {
-            return Err(Errno::ENOTSUP);
-        }
-        let content = self.co_pread(source, offset, bytes, ReqFlags::NONE).await?;
-        self.co_pwrite(target, offset, content, flags | ReqFlags::COPY_RANGE).await
-    }
-
-    /// Whether a node's bytes are in plain files, with or without those of its backing chain.
-    fn lies_in_files(&self, id: NodeId, with_backing: bool) -> bool {
-        let node = self.node(id);
-        match &*node.driver.borrow() {
-            Driver::File(_) => true,
-            Driver::Raw(_) | Driver::Qcow2(_) => {
-                let below = node.primary_child().into_iter();
-                below
-                    .chain(node.backing().filter(|_| with_backing))
-                    .all(|child| self.lies_in_files(child, with_backing))
-            }
-            _ => false,
-        }
     }
 }

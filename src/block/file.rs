@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::errno::Res;
+use crate::errno::{Errno, Res};
 use crate::sim::Footprint;
 use crate::sim::shared::RefCell;
 use crate::store::{Content, Store};
@@ -161,6 +161,25 @@ impl FileDriver {
     pub async fn write_zeroes(&self, block: &Block, node: &Node, offset: u64, bytes: u64, unmap: bool) -> Res<()> {
         self.device(block, node, Operation::Write, offset, bytes).await?;
         self.store.write_zeroes(offset, bytes, unmap)
+    }
+
+    /// Copies from another file. Where that ends too early, what there is arrives, and the rest is refused
+    /// (`handle_aiocb_copy_range`).
+    pub async fn copy_from(
+        &self,
+        block: &Block,
+        node: &Node,
+        from: &FileDriver,
+        source: u64,
+        offset: u64,
+        bytes: u64,
+    ) -> Res<()> {
+        self.device(block, node, Operation::Write, offset, bytes).await?;
+        let there = bytes.min(from.store.len().saturating_sub(source));
+        if there > 0 {
+            self.store.write(offset, &from.store.read(source, there)?)?;
+        }
+        if there < bytes { Err(Errno::ENOTSUP) } else { Ok(()) }
     }
 
     /// Punches a hole.

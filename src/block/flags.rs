@@ -87,8 +87,6 @@ bit_set! {
         ZERO_WRITE = 64;
         /// MAY_UNMAP holds whatever the node's `discard` option says.
         KEEP_UNMAP = 256;
-        /// The bytes go from file to file inside the host: detect-zeroes does not get to see them.
-        COPY_RANGE = 512;
         /// Fail with EBUSY instead of waiting for another request.
         NO_WAIT = 128;
     }

@@ -196,7 +196,7 @@ impl Block {
     ) -> Res<()> {
         let bytes = content.len();
         self.prepare_write(node, request, flags).await?;
-        if !flags.intersects(ReqFlags::COMPRESSED | ReqFlags::COPY_RANGE) {
+        if !flags.contains(ReqFlags::COMPRESSED) {
             let detect = node.options.borrow().detect_zeroes;
             if detect != DetectZeroes::Off && content.is_zero() {
                 flags |= ReqFlags::ZERO_WRITE;
@@ -342,7 +342,7 @@ impl Block {
     }
 
     /// Serialising requests cover whole clusters of the node.
-    fn serialising_alignment(&self, node: &Node) -> u64 {
+    pub(super) fn serialising_alignment(&self, node: &Node) -> u64 {
         match &*node.driver.borrow() {
             Driver::Qcow2(qcow2) => qcow2.cluster_size(),
             _ => self.request_alignment(node),

@@ -14,6 +14,8 @@ mod poll;
 pub mod rng;
 pub mod shared;
 mod sync;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 
 pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};

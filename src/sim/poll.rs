@@ -50,7 +50,20 @@ enum Class {
     Patience,
 }
 
-type ArrivalKey = (Nanos, Class, u64);
+/// Where an arrival stands among those that are due; in this order the loop takes them by itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ArrivalKey {
+    at: Nanos,
+    class: Class,
+    /// Completions: how many rounds of completions had been delivered when the request was made; else 0. What was
+    /// asked for between two rounds is found complete by one poll.
+    round: u64,
+    /// Within a round the newest request is told first, as QEMU's thread pool does (`util/thread-pool.c`); all
+    /// else comes in the order in which it was asked for.
+    place: u64,
+    /// Counts all arrivals of the run, from 1; 0 is the loop itself.
+    sequence: u64,
+}
 
 enum Arrives {
     Wake(TaskId),
@@ -100,6 +113,8 @@ pub(super) struct EventLoop {
     monitor_slice: VecDeque<BottomHalf>,
     arrivals: BTreeMap<ArrivalKey, Arrival>,
     sequence: u64,
+    /// Rounds of completions that have begun to be delivered.
+    round: u64,
     /// Frames that poll, innermost last.
     frames: Vec<TaskId>,
     /// The innermost frame has looked at its condition since anything last happened.
@@ -134,7 +149,12 @@ impl EventLoop {
 
     fn arrive_as(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint, event: u64) -> ArrivalKey {
         self.sequence += 1;
-        let key = (at, class, self.sequence);
+        let sequence = self.sequence;
+        let (round, place) = match class {
+            Class::Completion => (self.round, u64::MAX - sequence),
+            Class::Timer | Class::Actor | Class::Patience => (0, sequence),
+        };
+        let key = ArrivalKey { at, class, round, place, sequence };
         self.arrivals.insert(key, Arrival { what, footprint, event });
         key
     }
@@ -217,7 +237,7 @@ impl EventLoop {
         self.frames.clear();
         self.looked = false;
         self.turn = Turn::Main;
-        self.arrivals.retain(|key, _| key.1 == Class::Actor);
+        self.arrivals.retain(|key, _| key.class == Class::Actor);
     }
 
     fn is_idle(&self) -> bool {
@@ -440,7 +460,7 @@ impl Sim {
         match key {
             None => Err(Stop::Idle),
             Some(key) => {
-                if key.1 == Class::Patience {
+                if key.class == Class::Patience {
                     // It comes only because nothing else could.
                     access::touch_everything();
                 }
@@ -453,12 +473,15 @@ impl Sim {
     fn deliver(&self, key: ArrivalKey) {
         let arrival = self.0.events.borrow_mut().arrivals.remove(&key);
         let Some(arrival) = arrival else { return };
-        self.0.now.set(self.now().max(key.0));
+        self.0.now.set(self.now().max(key.at));
         // The later of two times is the same in either order.
         access::touch(access::CLOCK, Mode::Add);
         {
             let mut events = self.0.events.borrow_mut();
             events.looked = false;
+            if key.class == Class::Completion {
+                events.round = events.round.max(key.round + 1);
+            }
             events.begin_event(arrival.event);
         }
         match arrival.what {
@@ -475,20 +498,20 @@ impl Sim {
         if choices.observes() {
             choices.has_run(access::take(), !idle_look);
         }
-        let mut keys: SmallVec<[ArrivalKey; 16]> = SmallVec::new();
+        let mut keys: SmallVec<[Option<ArrivalKey>; 16]> = SmallVec::new();
         let mut alternatives: SmallVec<[Alternative; 16]> = SmallVec::new();
         {
             let events = self.0.events.borrow();
             if !events.is_idle() {
-                keys.push((0, Class::Completion, 0));
+                keys.push(None);
                 let footprint = Footprint { writes: !events.can_only_look(), ..Footprint::named("loop") };
                 alternatives.push(Alternative { footprint, sequence: 0, event: 0 });
             }
             for (key, arrival) in &events.arrivals {
-                if key.1 != Class::Patience {
-                    keys.push(*key);
+                if key.class != Class::Patience {
+                    keys.push(Some(*key));
                     let Arrival { footprint, event, .. } = *arrival;
-                    alternatives.push(Alternative { footprint, sequence: key.2, event });
+                    alternatives.push(Alternative { footprint, sequence: key.sequence, event });
                 }
             }
         }
@@ -501,9 +524,9 @@ impl Sim {
         };
         drop(choices);
         let Some(taken) = taken else { return Next::Abandoned };
-        match keys.get(taken) {
-            Some(key) if key.2 != 0 => Next::Arrival(*key, !has_loop),
-            _ => {
+        match keys.get(taken).copied().flatten() {
+            Some(key) => Next::Arrival(key, !has_loop),
+            None => {
                 self.0.events.borrow_mut().begin_own_event();
                 Next::Loop
             }

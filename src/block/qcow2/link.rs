@@ -42,23 +42,37 @@ impl Qcow2 {
                 }
             }
             let mut locked = Some(self.lock(block).await);
-            let mut left = allocations.into_iter().enumerate();
-            if result.is_ok() {
-                for (index, allocation) in left.by_ref() {
-                    let data = if merged == Some(index) { Some(&content) } else { None };
-                    result = self.link(block, &allocation, data, &mut locked).await;
-                    if result.is_err() {
-                        self.abandon_one(block, &allocation).await;
-                        break;
-                    }
-                    self.retire(block, &allocation);
-                }
-            }
-            for (_, allocation) in left {
-                self.abandon_one(block, &allocation).await;
-            }
-            result
+            let merged = merged.map(|index| (index, &content));
+            self.settle(block, allocations, result, merged, &mut locked).await
         })
+    }
+
+    /// Links the allocations of a run, newest first, or gives them back where `result` is a failure or linking
+    /// fails. `merged`: the content that is written together with what the allocation of that index carries over.
+    pub(super) async fn settle<'a>(
+        self: &'a Rc<Self>,
+        block: &'a Rc<Block>,
+        allocations: Vec<Rc<Allocation>>,
+        mut result: Res<()>,
+        merged: Option<(usize, &Content)>,
+        locked: &mut Option<CoMutexGuard<'a>>,
+    ) -> Res<()> {
+        let mut left = allocations.into_iter().enumerate();
+        if result.is_ok() {
+            for (index, allocation) in left.by_ref() {
+                let data = merged.filter(|(of, _)| *of == index).map(|(_, content)| content);
+                result = self.link(block, &allocation, data, locked).await;
+                if result.is_err() {
+                    self.abandon_one(block, &allocation).await;
+                    break;
+                }
+                self.retire(block, &allocation);
+            }
+        }
+        for (_, allocation) in left {
+            self.abandon_one(block, &allocation).await;
+        }
+        result
     }
 
     /// Allocates and links clusters for the beginning of a range without writing data, under the

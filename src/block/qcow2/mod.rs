@@ -29,6 +29,7 @@ mod cache_io;
 mod check;
 mod close;
 mod compressed;
+mod copy_range;
 mod create;
 mod extensions;
 mod header;

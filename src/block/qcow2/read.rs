@@ -35,7 +35,7 @@ impl Qcow2 {
         self.pread_in_pieces(block, offset, bytes, first).await
     }
 
-    async fn locked_mapping(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<Mapping> {
+    pub(super) async fn locked_mapping(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<Mapping> {
         let _locked = self.lock(block).await;
         self.mapping(block, offset, bytes.min(LOOKUP_MAX_BYTES)).await
     }

@@ -1,0 +1,24 @@
+//! The order in which the loop by itself takes what comes from outside.
+
+use std::rc::Rc;
+
+use super::shared::RefCell;
+use super::{Choices, Footprint, Sim};
+
+#[test]
+fn requests_found_complete_together_are_told_newest_first() {
+    let sim = Sim::new(Choices::qemu());
+    let told: Rc<RefCell<Vec<&'static str>>> = Rc::default();
+    for names in [["first", "first again"], ["second", "second again"], ["third", "third again"]] {
+        let (told, kernel) = (told.clone(), sim.clone());
+        sim.spawn("request", async move {
+            for name in names {
+                kernel.device(0, Footprint::named(name)).await;
+                told.borrow_mut().push(name);
+            }
+        });
+    }
+    while sim.step().is_ok() {}
+    // What the first round has led to is the next round.
+    assert_eq!(*told.borrow(), ["third", "second", "first", "first again", "second again", "third again"]);
+}
