@@ -6,7 +6,7 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`errno`], [`quirks`], [`shard`], [`units`] | the ground: error numbers, version differences, parts of work, sizes and durations |
+//! | [`errno`], [`quirks`], [`shard`], [`units`], [`cutils`] | the ground: error numbers, version differences, parts of work, sizes and durations, numbers as QEMU reads them |
 //! | [`sim`] | executor in QEMU's event-loop order, virtual time, choices, wait queues, trace |
 //! | [`store`] | bytes: sparse memory by runs, real files |
 //! | [`bitmap`] | dirty bitmaps: granularity, successor, merge |
@@ -22,6 +22,7 @@ pub mod bitmap;
 pub mod block;
 pub mod cli;
 pub mod conform;
+pub mod cutils;
 pub mod errno;
 pub mod explore;
 pub mod img;

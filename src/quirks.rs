@@ -46,9 +46,9 @@ macro_rules! quirks {
 
         impl Quirks {
             /// The set of one version.
-            pub fn of(compat: Compat) -> Quirks {
-                let is_10 = compat == Compat::Qemu100;
-                Quirks { compat, $($name: is_10 == $since_10,)* defects: Defects::default() }
+            pub const fn of(compat: Compat) -> Quirks {
+                let is_10 = matches!(compat, Compat::Qemu100);
+                Quirks { compat, $($name: is_10 == $since_10,)* defects: Defects::NONE }
             }
         }
     };
@@ -90,6 +90,9 @@ macro_rules! defects {
         pub const DEFECTS: &[Defect] = &[$(Defect { name: $name, text: $text },)*];
 
         impl Defects {
+            /// None at all.
+            pub const NONE: Defects = Defects { $($field: false,)* };
+
             /// Switches the defect called `name` on; false if there is none.
             pub fn set(&mut self, name: &str) -> bool {
                 match name {
@@ -168,4 +171,9 @@ quirks! {
     img_hint_newline: true;
     /// 10.0: `qemu-img bitmap` stores bitmaps before the close-time flush and reports failures.
     img_bitmap_stores_first: true;
+    /// 10.0: a hexadecimal size takes no suffix, a size may begin with its point, and a negative one is out of range
+    /// instead of malformed (`util/cutils.c`).
+    strtosz_strict: true;
+    /// 10.0: qemu-io registers buffers (`-r`) and has commands for zones (`qemu-io-cmds.c`).
+    io_zones_and_buffers: true;
 }

@@ -12,7 +12,7 @@ use backsim::cli::exit::Exit;
 use source::{Function, Source, blank, root};
 
 /// What all layers may use.
-const GROUND: &[&str] = &["errno", "quirks", "shard", "units"];
+const GROUND: &[&str] = &["cutils", "errno", "quirks", "shard", "units"];
 
 /// The layers from the ground up; those of one entry stand side by side.
 const LAYERS: &[&[&str]] = &[
@@ -126,6 +126,39 @@ fn each_module_says_what_it_is_for() {
         }
     }
     none("Each module opens with a `//!` paragraph: what it is for, what it must never do.", &found);
+}
+
+/// The documentation right above each function that the monitor's table calls.
+fn command_docs(source: &Source) -> Vec<(usize, String)> {
+    let lines: Vec<&str> = source.text.lines().collect();
+    let is_doc = |line: &&&str| line.trim_start().starts_with("///");
+    let handler = |line: &str| line.trim_start().starts_with("pub(in crate::qmp)") && line.contains("fn ");
+    let above = |at: usize| lines[..at].iter().rev().take_while(is_doc).map(|line| line.trim()).collect::<Vec<_>>();
+    let handlers = (0..lines.len()).filter(|at| handler(lines[*at]));
+    handlers.map(|at| (at + 1, above(at).into_iter().rev().collect::<Vec<_>>().join(" "))).collect()
+}
+
+#[test]
+fn each_command_names_the_source_of_its_behaviour() {
+    let mut found = Vec::new();
+    let mut docs = String::new();
+    for source in Source::all("src/qmp") {
+        for (line, doc) in command_docs(&source) {
+            if !doc.contains(".c`") {
+                found.push(place(&source, line));
+            }
+            docs.push_str(&doc);
+        }
+        docs.push_str(&source.text.lines().filter(|line| line.starts_with("//!")).collect::<String>());
+    }
+    none("Whoever reads of a command must know where QEMU has it: name the file of QEMU's source.", &found);
+    // `block-job-pause, -resume`: a name may be shortened to what it ends in.
+    let told = |command: &&&str| {
+        docs.contains(**command) || command.rsplit_once('-').is_some_and(|(_, end)| docs.contains(&format!("-{end}")))
+    };
+    let untold: Vec<String> =
+        backsim::qmp::COMMANDS.iter().filter(|name| !told(name)).map(|name| (*name).to_owned()).collect();
+    none("A command must be found in the documentation of what carries it out.", &untold);
 }
 
 #[test]

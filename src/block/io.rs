@@ -243,6 +243,11 @@ impl Block {
         let driver = node.driver.borrow().clone();
         match driver {
             Driver::None => Err(Errno::ENOMEDIUM),
+            Driver::Qcow2(qcow2) if flags.contains(ReqFlags::COMPRESSED) => {
+                qcow2.pwrite_compressed(self, offset, content).await
+            }
+            // No other driver can, not even a filter above one that does.
+            _ if flags.contains(ReqFlags::COMPRESSED) => Err(Errno::ENOTSUP),
             Driver::File(file) => {
                 file.write(self, node, offset, &content).await?;
                 if flags.contains(ReqFlags::FUA) {
@@ -252,17 +257,11 @@ impl Block {
             }
             Driver::Null(null) => null.request(self).await,
             Driver::Raw(raw) => {
-                if flags.contains(ReqFlags::COMPRESSED) {
-                    return Err(Errno::ENOTSUP);
-                }
                 let (child, place) = (child_of(node, "file")?, raw.place(offset, content.len(), true)?);
                 self.debug_event(child, BlkdebugEvent::WriteAio).await;
                 self.co_pwrite(child, place, content, flags).await
             }
             Driver::Qcow2(qcow2) => {
-                if flags.contains(ReqFlags::COMPRESSED) {
-                    return qcow2.pwrite_compressed(self, offset, content).await;
-                }
                 qcow2.pwrite(self, offset, content, flags.without(ReqFlags::FUA)).await?;
                 if flags.contains(ReqFlags::FUA) {
                     self.co_flush(node.id).await?;

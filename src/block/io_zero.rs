@@ -171,7 +171,7 @@ impl Block {
         match driver {
             Driver::None => (Err(Errno::ENOMEDIUM), false),
             Driver::File(file) => (file.write_zeroes(self, node, offset, bytes, unmap).await, fua),
-            Driver::Null(null) => (null.request(self).await, false),
+            Driver::Null(_) => (Err(Errno::ENOTSUP), false),
             Driver::Qcow2(qcow2) => {
                 let result = qcow2.pwrite_zeroes(self, offset, bytes, flags.without(ReqFlags::FUA)).await;
                 (result, fua && result != Err(Errno::ENOTSUP))

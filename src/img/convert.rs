@@ -5,6 +5,7 @@
 
 use crate::bitmap::DirtyBitmap;
 use crate::block::Node;
+use crate::quirks::Quirks;
 
 use super::args::{Opt, Parsed, Reader, long, opt, short};
 use super::convert_copy::{Copy, copy};
@@ -110,7 +111,7 @@ fn sparse_size(process: &Process, parsed: &Parsed) -> Outcome<u64> {
 async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &str, sparse: u64) -> Outcome<()> {
     let format = parsed.get("target-format").unwrap_or("raw");
     check_format(format)?;
-    let options = target_options(parsed, source, format)?;
+    let options = target_options(process.quirks(), parsed, source, format)?;
     let compress = parsed.has("compress");
     if compress && !options.is_qcow2() {
         return Err(failure("Compression not supported for this file format"));
@@ -139,13 +140,13 @@ struct Plan {
     backed: bool,
 }
 
-fn target_options(parsed: &Parsed, source: &Image, format: &str) -> Outcome<CreateOptions> {
+fn target_options(quirks: &Quirks, parsed: &Parsed, source: &Image, format: &str) -> Outcome<CreateOptions> {
     if !matches!(format, "qcow2" | "raw") {
         return Err(failure(format!("Unknown file format '{format}'")));
     }
     let mut options = CreateOptions::new(format);
     for text in parsed.all("options") {
-        options.parse(text).map_err(failure)?;
+        options.parse(quirks, text).map_err(failure)?;
     }
     if options.given("size").is_none() {
         options.set("size", &source.node.length.get().to_string());

@@ -41,7 +41,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         if text == "help" || text == "?" {
             return Err(super::process::not_modelled("-o help", "the options are in qemu-img(1)"));
         }
-        options.parse(text).map_err(|text| failed(&text))?;
+        options.parse(process.quirks(), text).map_err(|text| failed(&text))?;
     }
     if let Some(size) = given_size {
         if options.given("size").is_some() {

@@ -6,6 +6,7 @@
 use super::args::Parsed;
 use super::process::{Exit, failure, not_modelled};
 use super::size;
+use crate::quirks::Quirks;
 
 /// What a value has to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -131,13 +132,13 @@ impl CreateOptions {
     }
 
     /// Takes over an argument of `-o`. The error is QEMU's text.
-    pub(super) fn parse(&mut self, text: &str) -> Result<(), String> {
+    pub(super) fn parse(&mut self, quirks: &Quirks, text: &str) -> Result<(), String> {
         for (key, value) in key_values(text) {
             let found = self.known().iter().find(|(name, _, _)| *name == key);
             let Some((name, kind, _)) = found else { return Err(format!("Invalid parameter '{key}'")) };
             let value = value.unwrap_or_else(|| "on".to_owned());
             let value = match kind {
-                Kind::Size => size::parameter(name, &value)?.to_string(),
+                Kind::Size => size::parameter(quirks, name, &value)?.to_string(),
                 Kind::Number => number(name, &value)?.to_string(),
                 Kind::Bool if !matches!(value.as_str(), "on" | "off") => {
                     return Err(format!("Parameter '{name}' expects 'on' or 'off'"));
@@ -228,11 +229,12 @@ pub(super) fn creation_failed(filename: &str, text: &str) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quirks::Compat;
 
     #[test]
     fn the_formatting_line_has_qemus_order() {
         let mut options = CreateOptions::new("qcow2");
-        options.parse("lazy_refcounts,compat=0.10,preallocation=off,size=2M").unwrap();
+        options.parse(&Quirks::of(Compat::Qemu72), "lazy_refcounts,compat=0.10,preallocation=off,size=2M").unwrap();
         assert!(options.set("backing_file", "a") && options.set("backing_fmt", "raw"));
         let line = "Formatting 'F', fmt=qcow2 cluster_size=65536 extended_l2=off preallocation=off compression_type=zlib \
                     size=2097152 compat=0.10 backing_file=a backing_fmt=raw lazy_refcounts=on refcount_bits=16\n";
@@ -243,7 +245,13 @@ mod tests {
     fn commas_are_doubled_in_values() {
         assert_eq!(key_values("a=b,,c,d"), [("a".into(), Some("b,c".into())), ("d".into(), None)]);
         let mut raw = CreateOptions::new("raw");
-        assert_eq!(raw.parse("cluster_size=64k"), Err("Invalid parameter 'cluster_size'".into()));
-        assert_eq!(raw.parse("nocow=x"), Err("Parameter 'nocow' expects 'on' or 'off'".into()));
+        assert_eq!(
+            raw.parse(&Quirks::of(Compat::Qemu72), "cluster_size=64k"),
+            Err("Invalid parameter 'cluster_size'".into())
+        );
+        assert_eq!(
+            raw.parse(&Quirks::of(Compat::Qemu72), "nocow=x"),
+            Err("Parameter 'nocow' expects 'on' or 'off'".into())
+        );
     }
 }

@@ -5,6 +5,7 @@ use super::info::refuse_image_opts;
 use super::options::check_format;
 use super::process::{How, Image, Outcome, Process, failure, not_modelled};
 use super::size;
+use crate::quirks::Quirks;
 
 /// The subcommand's options.
 pub(super) const OPTIONS: &[Opt] = &[
@@ -42,7 +43,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let [filename] = parsed.rest.as_slice() else {
         return Err(reader.usage("Expecting image file name and size"));
     };
-    let size = parse(size)?;
+    let size = parse(process.quirks(), size)?;
     let format = parsed.get("format");
     format.map_or(Ok(()), check_format)?;
     let how = How { write: true, resize: true, ..How::default() };
@@ -56,13 +57,13 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     Ok(0)
 }
 
-fn parse(text: &str) -> Outcome<NewSize> {
+fn parse(quirks: &Quirks, text: &str) -> Outcome<NewSize> {
     let (number, make): (&str, fn(u64) -> NewSize) = match (text.strip_prefix('+'), text.strip_prefix('-')) {
         (Some(more), _) => (more, NewSize::More),
         (_, Some(less)) => (less, NewSize::Less),
         _ => (text, NewSize::Absolute),
     };
-    size::parameter("size", number).map(make).map_err(failure)
+    size::parameter(quirks, "size", number).map(make).map_err(failure)
 }
 
 async fn resize(process: &Process, image: &Image, size: NewSize, shrink: bool) -> Outcome<()> {

@@ -41,17 +41,18 @@ impl Machine {
 
     /// A guest's request in qemu-io's words; returns what the monitor would say.
     pub async fn guest_command(self: &Rc<Self>, node: &str, line: &str) -> String {
-        let command = match parse(line, self.block.quirks.since_9) {
+        let mut warnings = String::new();
+        let command = match parse(&self.block.quirks, line, &mut warnings) {
             Ok(command) => command,
             Err(refused) => {
                 self.block.print(refused.err + &refused.out);
-                return refused.said;
+                return warnings + &refused.said;
             }
         };
         match self.guest(node).await {
             Ok(backend) => {
                 run_as_guest(&self.block, &backend, command).await;
-                String::new()
+                warnings
             }
             Err(reason) => format!("Error: {reason}\r\n"),
         }

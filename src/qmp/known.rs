@@ -1,7 +1,7 @@
-//! What else QEMU's monitor knows: commands that are not modelled, by name.
+//! What else the monitors of QEMU know: commands that are not modelled, by name.
 //!
-//! As `query-commands` of the Debian packages tells. With these names a typing mistake is told from a command that
-//! this machine does not have. Nothing may be carried out here.
+//! As `query-commands` and the human monitor's `help` of the Debian packages tell. With these names a typing
+//! mistake is told from a command that this machine does not have. Nothing may be carried out here.
 
 use crate::quirks::Quirks;
 
@@ -199,7 +199,132 @@ const QMP_10: &[&str] = &[
 /// QMP commands of 7.2 only.
 const QMP_7: &[&str] = &["x-query-profile", "x-query-rdma"];
 
+/// Commands of the human monitor in both versions.
+const HMP: &[&str] = &[
+    "?",
+    "announce_self",
+    "balloon",
+    "block_job_cancel",
+    "block_job_complete",
+    "block_job_pause",
+    "block_job_resume",
+    "block_job_set_speed",
+    "block_resize",
+    "block_set_io_throttle",
+    "block_stream",
+    "boot_set",
+    "c",
+    "calc_dirty_rate",
+    "cancel_vcpu_dirty_limit",
+    "change",
+    "chardev-add",
+    "chardev-change",
+    "chardev-remove",
+    "chardev-send-break",
+    "client_migrate_info",
+    "closefd",
+    "commit",
+    "cont",
+    "cpu",
+    "delvm",
+    "device_add",
+    "device_del",
+    "drive_backup",
+    "drive_del",
+    "drive_mirror",
+    "dump-guest-memory",
+    "dumpdtb",
+    "eject",
+    "exit_preconfig",
+    "expire_password",
+    "gdbserver",
+    "getfd",
+    "gpa2hpa",
+    "gpa2hva",
+    "gva2gpa",
+    "help",
+    "hostfwd_add",
+    "hostfwd_remove",
+    "i",
+    "info",
+    "loadvm",
+    "log",
+    "logfile",
+    "mce",
+    "memsave",
+    "migrate",
+    "migrate_cancel",
+    "migrate_continue",
+    "migrate_incoming",
+    "migrate_pause",
+    "migrate_recover",
+    "migrate_set_capability",
+    "migrate_set_parameter",
+    "migrate_start_postcopy",
+    "mouse_button",
+    "mouse_move",
+    "mouse_set",
+    "nbd_server_add",
+    "nbd_server_remove",
+    "nbd_server_start",
+    "nbd_server_stop",
+    "netdev_add",
+    "netdev_del",
+    "nmi",
+    "o",
+    "object_add",
+    "object_del",
+    "p",
+    "pcie_aer_inject_error",
+    "pmemsave",
+    "print",
+    "q",
+    "qom-get",
+    "qom-list",
+    "qom-set",
+    "quit",
+    "replay_break",
+    "replay_delete_break",
+    "replay_seek",
+    "ringbuf_read",
+    "ringbuf_write",
+    "s",
+    "savevm",
+    "screendump",
+    "sendkey",
+    "set_link",
+    "set_password",
+    "set_vcpu_dirty_limit",
+    "snapshot_blkdev",
+    "snapshot_blkdev_internal",
+    "snapshot_delete_blkdev_internal",
+    "stop",
+    "stopcapture",
+    "sum",
+    "sync-profile",
+    "system_powerdown",
+    "system_reset",
+    "system_wakeup",
+    "trace-event",
+    "watchdog_action",
+    "wavcapture",
+    "x",
+    "x_colo_lost_heartbeat",
+    "xp",
+];
+
+/// Those of 10.0 only.
+const HMP_10: &[&str] = &["one-insn-per-tb", "xen-event-inject", "xen-event-list"];
+
+/// Those of 7.2 only.
+const HMP_7: &[&str] = &["singlestep"];
+
 /// Whether QEMU has the QMP command `name` beside those that are modelled.
 pub(super) fn is_qmp(quirks: &Quirks, name: &str) -> bool {
     QMP.contains(&name) || if quirks.since_9 { QMP_10.contains(&name) } else { QMP_7.contains(&name) }
+}
+
+/// Whether the human monitor has the command `name` beside those that are modelled.
+pub(super) fn is_hmp(quirks: &Quirks, name: &str) -> bool {
+    HMP.contains(&name) || if quirks.since_9 { HMP_10.contains(&name) } else { HMP_7.contains(&name) }
 }

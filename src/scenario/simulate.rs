@@ -286,7 +286,7 @@ impl Backend for SimBackend {
             machine.guest_command(node, command).await
         } else {
             let (handler, node, line) = (machine.clone(), node.to_owned(), command.to_owned());
-            let said = machine.in_monitor(Box::pin(async move { handler.qemu_io(&node, &line).await })).await;
+            let said = machine.in_monitor(Box::pin(async move { handler.qemu_io_step(&node, &line).await })).await;
             said.unwrap_or_default()
         };
         // Everything since the last command, as somebody sees it who reads the process's output.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use crate::qmp::qemu_io::{IoCommand, parse};
+use crate::quirks::{Compat, Quirks};
 use crate::scenario::ast::{FaultSpec, Workload};
 use crate::scenario::backend::{
     Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, StepPosition, WorkloadSummary,
@@ -91,7 +92,7 @@ fn soon<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T>
 /// for those that qemu-io has no such form of.
 fn asynchronous(command: &str) -> Option<(String, u64)> {
     let (verb, rest) = command.split_once(' ')?;
-    match parse(command, true) {
+    match parse(&Quirks::of(Compat::Qemu100), command, &mut String::new()) {
         Ok(IoCommand::Read(transfer) | IoCommand::Write(transfer)) if matches!(verb, "write" | "read") => {
             Some((format!("aio_{verb} {rest}"), transfer.offset))
         }

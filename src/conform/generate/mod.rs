@@ -14,6 +14,7 @@ mod faults_apart;
 mod fleecing;
 mod graph;
 mod guest;
+mod images;
 mod jobs;
 mod jobs_apart;
 mod model;
@@ -45,11 +46,13 @@ pub enum Family {
     Fleecing,
     /// Nodes that come, go and change.
     Graph,
+    /// qemu-img on images, their chains and their bitmaps.
+    Images,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 7] = [
+    pub const ALL: [Family; 8] = [
         Family::Backups,
         Family::Bitmaps,
         Family::Faults,
@@ -57,6 +60,7 @@ impl Family {
         Family::Persistent,
         Family::Fleecing,
         Family::Graph,
+        Family::Images,
     ];
 
     /// What the family is called.
@@ -69,6 +73,7 @@ impl Family {
             Family::Persistent => "persistent",
             Family::Fleecing => "fleecing",
             Family::Graph => "graph",
+            Family::Images => "images",
         }
     }
 }
@@ -114,6 +119,7 @@ pub fn generate(seed: u64, family: Option<Family>) -> Generated {
         (3, Family::Persistent),
         (2, Family::Fleecing),
         (2, Family::Graph),
+        (2, Family::Images),
     ]);
     let family = family.unwrap_or(drawn);
     let name = format!("{family}-{seed}");
@@ -126,6 +132,7 @@ pub fn generate(seed: u64, family: Option<Family>) -> Generated {
         Family::Persistent => persistent::generate,
         Family::Fleecing => fleecing::generate,
         Family::Graph => graph::generate,
+        Family::Images => images::generate,
     };
     let text = write(world, name.clone(), description).text();
     Generated { family, name, text }

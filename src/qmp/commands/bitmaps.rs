@@ -236,7 +236,8 @@ impl Machine {
         }
     }
 
-    /// The bitmap commands that are not part of a transaction.
+    /// block-dirty-bitmap-add, -remove, -clear, -enable, -disable, -merge and x-debug-block-dirty-bitmap-sha256
+    /// outside a transaction (`block/monitor/bitmap-qmp-cmds.c`).
     pub(in crate::qmp) async fn bitmap_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {

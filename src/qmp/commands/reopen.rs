@@ -11,7 +11,7 @@ use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
 
 impl Machine {
-    /// blockdev-reopen.
+    /// blockdev-reopen (`qmp_blockdev_reopen` in `blockdev.c`).
     pub(in crate::qmp) async fn blockdev_reopen(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let mut queue = Vec::new();

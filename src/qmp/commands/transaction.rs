@@ -62,7 +62,7 @@ const TYPES: &[&str] = &[
 const OTHER_TYPES: &[&str] = &["blockdev-snapshot-internal-sync"];
 
 impl Machine {
-    /// transaction (`qmp_transaction`).
+    /// transaction (`qmp_transaction` in `blockdev.c`).
     pub(in crate::qmp) async fn transaction(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let mut actions = Vec::new();
@@ -86,7 +86,7 @@ impl Machine {
         Ok(json!({}))
     }
 
-    /// A plain backup command: a transaction with one action.
+    /// blockdev-backup or drive-backup: a transaction with one action (`blockdev_do_action` in `blockdev.c`).
     pub(in crate::qmp) async fn single_backup(
         self: &Rc<Self>,
         arguments: &Map<String, Value>,

@@ -10,35 +10,54 @@ use serde_json::{Map, Value};
 use crate::block::{Block, Perm};
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
+use crate::qmp::known::is_hmp;
 use crate::qmp::machine::Machine;
 use crate::sim::shared::Cell;
 
-use super::parse::{IoCommand, parse};
+use super::parse::{IoCommand, IoLine, ParseError};
 use super::run::Session;
 
 impl Machine {
-    /// human-monitor-command.
+    /// human-monitor-command (`monitor/qmp-cmds.c`).
     pub(in crate::qmp) async fn human_monitor_command(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let line = args.str("command-line")?.to_owned();
-        args.opt_int("cpu-index")?;
+        let cpu = args.opt_int("cpu-index")?;
         args.finish()?;
-        let mut rest = line.trim_start();
-        let Some(command) = next_word(&mut rest) else { return Ok("".into()) };
-        if command != "qemu-io" {
-            return Err(format!("not modelled: HMP command '{command}'; there is qemu-io").into());
+        if cpu.is_some() {
+            // The machine has no processors.
+            return Err("Parameter 'cpu-index' expects a CPU number".into());
         }
-        let Some(node) = next_word(&mut rest) else { return Ok(string_expected()) };
-        let Some(io) = next_word(&mut rest) else { return Ok(string_expected()) };
-        if !rest.trim().is_empty() {
-            return Ok("qemu-io: extraneous characters at the end of line\r\n".into());
-        }
-        Ok(self.qemu_io(&node, &io).await.into())
+        Ok(self.hmp(&line).await?.into())
     }
 
-    /// Runs a qemu-io command at a node; returns what the monitor says.
-    pub async fn qemu_io(self: &Rc<Self>, name: &str, line: &str) -> String {
-        let block = &self.block;
+    /// Carries a line of the human monitor out; returns what the monitor says (`monitor/hmp.c`).
+    async fn hmp(self: &Rc<Self>, line: &str) -> Result<String, String> {
+        let line = line.trim_start();
+        let ends_name = |c: char| c.is_whitespace() || c == '/';
+        let (command, arguments) = line.split_at(line.find(ends_name).unwrap_or(line.len()));
+        match command {
+            "" => Ok(String::new()),
+            "qemu-io" => match QemuIoArguments::read(arguments) {
+                Ok(arguments) => Ok(self.qemu_io(&arguments).await),
+                Err(Refusal::Said(said)) => Ok(said + "Try \"help qemu-io\" for more information\r\n"),
+                Err(Refusal::NotModelled) => Err("not modelled: option -d of qemu-io".to_owned()),
+            },
+            other if is_hmp(&self.block.quirks, other) => {
+                Err(format!("not modelled: HMP command '{other}'; there is qemu-io"))
+            }
+            other => Ok(format!("unknown command: '{other}'\r\n")),
+        }
+    }
+
+    /// As the step `qemu-io` of a scenario gives it to the human monitor, without escapes.
+    pub async fn qemu_io_step(self: &Rc<Self>, node: &str, command: &str) -> String {
+        self.hmp(&format!("qemu-io {node} \"{command}\"")).await.unwrap_or_else(|refusal| refusal)
+    }
+
+    /// Runs a qemu-io command at a backend or node; returns what the monitor says (`hmp_qemu_io`).
+    async fn qemu_io(self: &Rc<Self>, arguments: &QemuIoArguments) -> String {
+        let (block, name) = (&self.block, &*arguments.device);
         let (node, named) = match block.find_backend(name) {
             Some(backend) => (backend.node(block), Some(backend)),
             None => match block.lookup(None, Some(name)) {
@@ -58,7 +77,7 @@ impl Machine {
         if temporary {
             block.graph_write_section().await;
         }
-        let said = self.qemu_io_on(&backend, line).await;
+        let said = self.qemu_io_on(&backend, &arguments.command).await;
         if temporary {
             // The command's own drain, then the one of the backend's end.
             block.drained_begin(node.id).await;
@@ -70,28 +89,38 @@ impl Machine {
     }
 
     async fn qemu_io_on(self: &Rc<Self>, backend: &Rc<crate::block::Backend>, line: &str) -> String {
-        let command = match parse(line, self.block.quirks.since_9) {
-            Ok(command) => command,
+        let mut said = String::new();
+        match self.qemu_io_read(backend, line, &mut said) {
+            Ok(None) => {}
+            Ok(Some(command)) => {
+                let (block, backend) = (self.block.clone(), backend.clone());
+                let session = Session { block, backend, pending: Rc::default(), said: Cell::new(Some(said)) };
+                session.run(&command).await;
+                if session.backend.name.is_none() {
+                    session.drain().await;
+                }
+                return session.said.take().unwrap_or_default();
+            }
             Err(refused) => {
                 self.block.print(refused.out);
                 self.block.stderr.borrow_mut().push_str(&refused.err);
-                return refused.said;
+                said.push_str(&refused.said);
             }
-        };
-        if let Err(reason) = self.block.backend_require(backend, command.permissions()) {
-            return said(&self.block, &reason);
         }
-        let session = Session {
-            block: self.block.clone(),
-            backend: backend.clone(),
-            pending: Rc::default(),
-            said: Cell::default(),
-        };
-        session.run(&command).await;
-        if !matches!(command, IoCommand::Nothing) && backend.name.is_none() {
-            session.drain().await;
-        }
-        session.said.take().unwrap_or_default()
+        said
+    }
+
+    /// Finds the command, asks for what it must be allowed to do, and reads its arguments.
+    fn qemu_io_read(
+        &self,
+        backend: &Rc<crate::block::Backend>,
+        line: &str,
+        warnings: &mut String,
+    ) -> Result<Option<IoCommand>, ParseError> {
+        let Some(line) = IoLine::find(&self.block.quirks, line)? else { return Ok(None) };
+        let refused = |reason: String| ParseError { said: said(&self.block, &reason), ..ParseError::default() };
+        self.block.backend_require(backend, line.permissions()).map_err(refused)?;
+        line.read(&self.block.quirks, warnings).map(Some)
     }
 }
 
@@ -105,38 +134,71 @@ fn said(block: &Block, reason: &str) -> String {
     format!("{reason}\r\n{hint}")
 }
 
-fn string_expected() -> Value {
-    "qemu-io: string expected\r\nTry \"help qemu-io\" for more information\r\n".into()
+/// The arguments of the human monitor's `qemu-io`: on what, and the command line.
+struct QemuIoArguments {
+    device: String,
+    command: String,
 }
 
-/// Takes the next word, which may be in double quotes with backslash escapes.
-fn next_word(rest: &mut &str) -> Option<String> {
-    let text = rest.trim_start();
-    let mut chars = text.char_indices();
-    let mut word = String::new();
-    let quoted = text.starts_with('"');
-    if quoted {
-        chars.next();
+/// Why the arguments are no good.
+enum Refusal {
+    /// What the monitor says of it.
+    Said(String),
+    /// They ask for more than there is.
+    NotModelled,
+}
+
+impl From<&str> for Refusal {
+    fn from(said: &str) -> Refusal {
+        Refusal::Said(format!("qemu-io: {said}\r\n"))
     }
-    let mut end = text.len();
+}
+
+impl QemuIoArguments {
+    /// Reads them (`monitor_parse_arguments`).
+    fn read(text: &str) -> Result<QemuIoArguments, Refusal> {
+        let mut rest = text.trim_start();
+        let mut by_device = false;
+        if let Some(option) = rest.strip_prefix('-') {
+            match option.chars().next() {
+                Some('d') => (by_device, rest) = (true, &option[1..]),
+                Some(letter) => return Err(Refusal::from(&*format!("unsupported option -{letter}"))),
+                None => return Err(Refusal::Said("qemu-io: unsupported option -".to_owned())),
+            }
+        }
+        let device = string(&mut rest)?.ok_or("block device name expected")?;
+        let command = string(&mut rest)?.ok_or("string expected")?;
+        if !rest.trim_start().is_empty() {
+            return Err("extraneous characters at the end of line".into());
+        }
+        if by_device { Err(Refusal::NotModelled) } else { Ok(QemuIoArguments { device, command }) }
+    }
+}
+
+/// Takes the next word, which may be in double quotes with backslash escapes (`get_str`); none at the end.
+fn string(rest: &mut &str) -> Result<Option<String>, Refusal> {
+    let text = rest.trim_start();
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (word, behind) = text.split_at(text.find(|c: char| c.is_whitespace()).unwrap_or(text.len()));
+        *rest = behind;
+        return Ok((!word.is_empty()).then(|| word.to_owned()));
+    };
+    let mut word = String::new();
+    let mut chars = quoted.char_indices();
     while let Some((at, c)) = chars.next() {
         match c {
-            '\\' if quoted => word.extend(chars.next().map(|(_, escaped)| match escaped {
-                'n' => '\n',
-                't' => '\t',
-                other => other,
-            })),
-            '"' if quoted => {
-                end = at + 1;
-                break;
+            '"' => {
+                *rest = &quoted[at + 1..];
+                return Ok(Some(word));
             }
-            c if !quoted && c.is_whitespace() => {
-                end = at;
-                break;
-            }
+            '\\' => match chars.next() {
+                Some((_, 'n')) => word.push('\n'),
+                Some((_, 'r')) => word.push('\r'),
+                Some((_, escaped @ ('\\' | '\'' | '"'))) => word.push(escaped),
+                _ => return Err("string expected".into()),
+            },
             c => word.push(c),
         }
     }
-    *rest = &text[end..];
-    if text.is_empty() { None } else { Some(word) }
+    Err("string expected".into())
 }

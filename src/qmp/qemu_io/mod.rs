@@ -10,6 +10,5 @@ mod report;
 mod run;
 mod table;
 
-pub use numbers::parse_size;
-pub use parse::{IoCommand, parse};
+pub use parse::{IoCommand, IoLine, parse};
 pub use run::run_as_guest;

@@ -30,6 +30,7 @@ impl Report {
         let clock = clock(self.took);
         if self.condensed {
             let rate = self.bytes as f64 / seconds;
+            let clock = fixed_clock(self.took);
             return format!("{},1,{clock},{rate:.3},{:.3}\n", self.bytes, 1.0 / seconds);
         }
         format!(
@@ -47,10 +48,12 @@ impl Report {
 
 fn clock(took: Nanos) -> String {
     let centis = took / 10_000_000;
+    if centis < 100 { format!("00.{centis:02} sec") } else { fixed_clock(took) }
+}
+
+fn fixed_clock(took: Nanos) -> String {
+    let centis = took / 10_000_000;
     let (seconds, rest) = (centis / 100, centis % 100);
-    if seconds == 0 {
-        return format!("00.{rest:02} sec");
-    }
     format!("{}:{:02}:{:02}.{rest:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Backend, Block, NodeId, Perm, Printed, ReqFlags};
+use crate::block::{Backend, Block, Driver, NodeId, Printed, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::shared::Cell;
 use crate::store::Content;
@@ -23,21 +23,11 @@ pub(super) struct Session {
     pub(super) said: Cell<Option<String>>,
 }
 
-impl IoCommand {
-    /// What the command must be allowed to do.
-    pub(super) fn permissions(&self) -> Perm {
-        match self {
-            IoCommand::Write(_) | IoCommand::Discard { .. } => Perm::WRITE,
-            IoCommand::Truncate { .. } => Perm::WRITE | Perm::RESIZE,
-            _ => Perm::NONE,
-        }
-    }
-}
-
 impl Session {
     /// Runs a command; what it prints goes to the process's standard output.
     pub(super) async fn run(&self, command: &IoCommand) {
         match command {
+            IoCommand::Read(transfer) | IoCommand::Write(transfer) if transfer.vm_state => self.vm_state(transfer),
             IoCommand::Read(transfer) if transfer.command == "aio_read" => self.start(transfer, false),
             IoCommand::Write(transfer) if transfer.command == "aio_write" => self.start(transfer, true),
             IoCommand::Read(transfer) => {
@@ -63,7 +53,7 @@ impl Session {
             }
             IoCommand::Map => self.map().await,
             IoCommand::Alloc { offset, bytes } => self.alloc(*offset, *bytes).await,
-            IoCommand::Truncate { size } => self.truncate(*size).await,
+            IoCommand::Truncate { size, preallocation } => self.truncate(*size, preallocation.as_deref()).await,
             IoCommand::Sleep(ms) => {
                 let (sim, ns) = (self.block.sim.clone(), ms.saturating_mul(1_000_000));
                 self.in_coroutine(async move { sim.sleep(ns).await }).await;
@@ -113,11 +103,39 @@ impl Session {
         }
     }
 
-    async fn truncate(&self, size: u64) {
-        let Some(node) = self.backend.node_id() else { return };
-        let block = self.block.clone();
-        if let Err(reason) = self.in_coroutine(async move { block.co_truncate(node, size).await }).await {
-            self.block.report_stderr(reason);
+    /// Says something in the monitor.
+    fn say(&self, text: impl std::fmt::Display) {
+        self.said.set(Some(self.said.take().unwrap_or_default() + &format!("{text}\r\n")));
+    }
+
+    /// The state of a machine is kept in formats that can, behind the disk; no other node has room for it.
+    fn vm_state(&self, transfer: &Transfer) {
+        let mut node = self.backend.node(&self.block);
+        while let Some(below) = node.take() {
+            if below.qcow2().is_some() {
+                return self.say(format!("not modelled: {} -b on qcow2", transfer.command));
+            }
+            node = below.primary_child().map(|id| self.block.node(id));
+        }
+        self.block.print(format!("{} failed: {}\n", transfer.command, Errno::ENOTSUP));
+    }
+
+    async fn truncate(&self, size: u64, preallocation: Option<&str>) {
+        let Some(node) = self.backend.node(&self.block) else { return };
+        if let Some(mode) = preallocation {
+            let text = match (size < node.length.get(), node.qcow2().is_some()) {
+                _ if matches!(&*node.driver.borrow(), Driver::Null(_)) => {
+                    "Image format driver does not support resize".to_owned()
+                }
+                (true, true) => "Preallocation can't be used for shrinking an image".to_owned(),
+                (true, false) => "Cannot use preallocation for shrinking files".to_owned(),
+                (false, _) => format!("not modelled: truncate -m {mode}; there is off"),
+            };
+            return self.say(text);
+        }
+        let (block, id) = (self.block.clone(), node.id);
+        if let Err(reason) = self.in_coroutine(async move { block.co_truncate(id, size).await }).await {
+            self.say(reason);
         }
     }
 
@@ -126,7 +144,7 @@ impl Session {
         let (block, id, length) = (self.block.clone(), node.id, node.length.get());
         let runs = self.in_coroutine(async move { allocation_runs(&block, id, length).await }).await;
         match runs {
-            Err(error) => self.said.set(Some(format!("Failed to get allocation status: {error}\r\n"))),
+            Err(error) => self.say(format!("Failed to get allocation status: {error}")),
             Ok(runs) => {
                 for (offset, bytes, allocated) in runs {
                     let word = if allocated { "    allocated" } else { "not allocated" };

@@ -3,6 +3,8 @@
 //! QEMU's source: the `cmdinfo_t` tables of `qemu-io-cmds.c`. Commands that are only listed by `help` are here too; what
 //! a command does is not.
 
+use crate::quirks::Quirks;
+
 /// A command.
 #[derive(Debug)]
 pub(super) struct Spec {
@@ -28,8 +30,8 @@ pub(super) struct Spec {
 
 impl Spec {
     /// The line that `help` shows, and a command whose arguments are wrong.
-    pub fn usage(&self, since_9: bool) -> String {
-        let r = if since_9 { "r" } else { "" };
+    pub fn usage(&self, quirks: &Quirks) -> String {
+        let r = if quirks.io_zones_and_buffers { "r" } else { "" };
         let arguments = self.arguments.map(|text| format!(" {}", text.replace("{r}", r)));
         format!("{}{} -- {}\n", self.names[0], arguments.unwrap_or_default(), self.purpose)
     }

@@ -237,5 +237,12 @@ impl<B: Backend> Runner<B> {
 
 /// Whether qemu-io's line says how fast it was: `64 KiB, 1 ops; 00.00 sec (…)`.
 fn is_rate(line: &str) -> bool {
-    line.contains(" ops; ")
+    // As `qemu-io -C` writes it: bytes, operations, h:mm:ss.cc, and two rates.
+    let is_condensed = |line: &str| {
+        let fields: Vec<&str> = line.split(',').collect();
+        fields.len() == 5
+            && fields[2].contains(':')
+            && fields.iter().all(|field| field.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    line.contains(" ops; ") || is_condensed(line)
 }
