@@ -266,36 +266,5 @@ impl Block {
         }
         false
     }
-
-    /// Sets a node's length, bytes; a longer node reads zeros there.
-    pub fn co_truncate<'a>(self: &'a Rc<Self>, id: NodeId, size: u64) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move {
-            let node = self.node(id);
-            let driver = node.driver.borrow().clone();
-            match driver {
-                Driver::File(file) => {
-                    let failed = |error: Errno| format!("Failed to resize the file: {error}");
-                    file.truncate(self, &node, size).await.map_err(failed)?;
-                }
-                Driver::Qcow2(qcow2) => qcow2.truncate(self, size).await?,
-                Driver::Raw(raw) => {
-                    if raw.window().size.is_some() {
-                        return Err("Cannot resize fixed-size raw disks".to_owned());
-                    }
-                    let below = size.checked_add(raw.offset()).filter(|size| i64::try_from(*size).is_ok());
-                    let below = below.ok_or("Disk size too large for the chosen offset")?;
-                    let child = node.primary_child().ok_or("Image format driver does not support resize")?;
-                    self.co_truncate(child, below).await?;
-                }
-                Driver::Blkdebug(_) => {
-                    let child = node.primary_child().ok_or("Image format driver does not support resize")?;
-                    self.co_truncate(child, size).await?;
-                }
-                _ => return Err("Image format driver does not support resize".to_owned()),
-            }
-            self.set_length(&node, size.next_multiple_of(512));
-            node.write_generation.add(1);
-            Ok(())
-        })
     }
 }

@@ -15,6 +15,7 @@ use super::flags::{BlockStatus, Perm, StatusFlags};
 use super::graph::Block;
 use super::node::{Node, NodeId};
 use super::timing::Operation;
+use super::truncate::Preallocation;
 
 /// State of a file node.
 pub struct FileDriver {
@@ -28,13 +29,25 @@ pub struct FileDriver {
 
 /// Sets a file's length, bytes. An empty file that grows gets its first block written, which helps QEMU to
 /// probe alignments later (`allocate_first_block` in `block/file-posix.c`) and is why a new raw image
-/// begins with data.
-pub fn truncate(store: &Store, size: u64) -> Res<()> {
+/// begins with data. The error is QEMU's text (`handle_aiocb_truncate`).
+pub fn set_file_length(store: &Store, size: u64, preallocation: Preallocation) -> Result<(), String> {
     const FIRST_BLOCK: u64 = 4096;
-    let first = store.is_empty() && size > 0;
-    store.truncate(size)?;
-    if first {
-        store.write(0, &Content::zeros(if size < FIRST_BLOCK { 512.min(size) } else { FIRST_BLOCK }))?;
+    let old = store.len();
+    if preallocation != Preallocation::Off && size < old {
+        return Err("Cannot use preallocation for shrinking files".to_owned());
+    }
+    let (done, what) = match preallocation {
+        Preallocation::Off => (store.truncate(size), "Could not resize file"),
+        Preallocation::Metadata => return Err("Unsupported preallocation mode: metadata".to_owned()),
+        Preallocation::Falloc => (store.write_zeroes(old, size - old, false), "Could not preallocate new data"),
+        Preallocation::Full => {
+            (store.write(old, &Content::zeros(size - old)), "Could not write zeros for preallocation")
+        }
+    };
+    done.map_err(|error| format!("{what}: {error}"))?;
+    if old == 0 && size > 0 && preallocation != Preallocation::Full {
+        let first = Content::zeros(if size < FIRST_BLOCK { 512.min(size) } else { FIRST_BLOCK });
+        store.write(0, &first).map_err(|error| format!("{what}: {error}"))?;
     }
     Ok(())
 }
@@ -194,10 +207,17 @@ impl FileDriver {
         self.store.flush()
     }
 
-    /// Sets the file's length, bytes.
-    pub async fn truncate(&self, block: &Block, node: &Node, size: u64) -> Res<()> {
-        self.device(block, node, Operation::Write, size, 0).await?;
-        truncate(&self.store, size)
+    /// Sets the file's length, bytes. The error is QEMU's text.
+    pub async fn truncate(
+        &self,
+        block: &Block,
+        node: &Node,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<(), String> {
+        let struck = self.device(block, node, Operation::Write, size, 0).await;
+        struck.map_err(|error| format!("Could not resize file: {error}"))?;
+        set_file_length(&self.store, size, preallocation)
     }
 
     /// Data or hole (`lseek`), without a yield.

@@ -1,7 +1,7 @@
 //! The block layer: nodes, edges, requests, drivers.
 //!
 //! `graph.rs` holds nodes and edges, `open.rs`, `reopen.rs` and `close.rs` make, change and end them, `permissions.rs`
-//! and `drain.rs` guard changes; `filename.rs` says what they are called, `qdict.rs` in which order QEMU tells options; `io.rs`, `io_zero.rs`, `flush.rs`, `copy_range.rs`, `status.rs` are the generic request path;
+//! and `drain.rs` guard changes; `filename.rs` says what they are called, `qdict.rs` in which order QEMU tells options; `io.rs`, `io_zero.rs`, `flush.rs`, `copy_range.rs`, `status.rs`, `truncate.rs` are the generic request path;
 //! `file.rs`, `null.rs`, `raw.rs`, `blkdebug.rs`, `cbw.rs`, `qcow2/` are drivers, `block_copy/` the copying machinery
 //! that copy-before-write and backup share. Nothing here knows jobs beyond [`JobParent`], or QMP.
 
@@ -33,6 +33,7 @@ mod reopen;
 mod status;
 mod timing;
 mod track;
+mod truncate;
 mod witness;
 
 pub use backend::{Backend, REQUEST_MAX_BYTES};
@@ -40,7 +41,7 @@ pub use blkdebug::{Blkdebug, InjectError, IoType, SetState};
 pub use blkdebug_event::BlkdebugEvent;
 pub use cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 pub use faults::Fault;
-pub use file::{FileLocks, truncate};
+pub use file::{FileLocks, set_file_length};
 pub use flags::{BlockStatus, Perm, ReqFlags, StatusFlags};
 pub use graph::{Block, BlockConfig, Notice, is_well_formed_id};
 pub use io::BoxFuture;
@@ -50,3 +51,4 @@ pub use printed::Printed;
 pub use raw::{RawDriver, Window};
 pub use status::ChainStatus;
 pub use timing::{Cost, Costs, Operation, Timing};
+pub use truncate::Preallocation;

@@ -1,6 +1,7 @@
 //! `qemu-img create` and the creation behind `convert` (`bdrv_img_create` in QEMU's `block.c`).
 
-use crate::block::qcow2::{Preallocation, Qcow2CreateOptions};
+use crate::block::Preallocation;
+use crate::block::qcow2::Qcow2CreateOptions;
 use crate::job::create_image;
 
 use super::args::{Opt, Reader, short};
@@ -138,15 +139,11 @@ pub(super) async fn make(process: &Process, filename: &str, options: &CreateOpti
         return Err(too_large(&options.format));
     }
     let mut new = Qcow2CreateOptions { size: size.next_multiple_of(512), ..Qcow2CreateOptions::default() };
-    match (options.is_qcow2(), options.get("preallocation").unwrap_or("off")) {
-        (_, "off") => {}
-        (true, "metadata") => new.preallocation = Preallocation::Metadata,
-        (_, mode @ ("falloc" | "full")) => {
-            return Err(format!("not modelled: preallocation '{mode}'; there are off and, for qcow2, metadata"));
-        }
-        (true, other) => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
-        (false, other) => return Err(format!("invalid parameter value: {other}")),
-    }
+    let mode = options.get("preallocation").unwrap_or("off");
+    new.preallocation = Preallocation::from_name(mode).ok_or_else(|| match options.is_qcow2() {
+        true => format!("Parameter 'preallocation' does not accept value '{mode}'"),
+        false => format!("invalid parameter value: {mode}"),
+    })?;
     if options.is_qcow2() {
         qcow2_options(options, &mut new)?;
     }

@@ -3,8 +3,9 @@
 use super::args::{Opt, Reader, long, short};
 use super::info::refuse_image_opts;
 use super::options::check_format;
-use super::process::{How, Image, Outcome, Process, failure, not_modelled};
+use super::process::{How, Image, Outcome, Process, failure};
 use super::size;
+use crate::block::Preallocation;
 use crate::quirks::Quirks;
 
 /// The subcommand's options.
@@ -33,13 +34,12 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     };
     let parsed = reader.read(args)?;
     refuse_image_opts(&parsed)?;
-    match parsed.get("preallocation") {
-        None | Some("off") => {}
-        Some(mode @ ("metadata" | "falloc" | "full")) => {
-            return Err(not_modelled(&format!("preallocation '{mode}'"), "there is off"));
+    let preallocation = match parsed.get("preallocation") {
+        None => Preallocation::Off,
+        Some(mode) => {
+            Preallocation::from_name(mode).ok_or_else(|| failure(format!("Invalid preallocation mode '{mode}'")))?
         }
-        Some(other) => return Err(failure(format!("Invalid preallocation mode '{other}'"))),
-    }
+    };
     let [filename] = parsed.rest.as_slice() else {
         return Err(reader.usage("Expecting image file name and size"));
     };
@@ -48,7 +48,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     format.map_or(Ok(()), check_format)?;
     let how = How { write: true, resize: true, ..How::default() };
     let image = process.open(filename, format, how).await?;
-    let resized = resize(process, &image, size, parsed.has("shrink")).await;
+    let resized = resize(process, &image, size, preallocation, parsed.has("shrink")).await;
     process.close(image).await;
     resized?;
     if !parsed.has("quiet") {
@@ -66,7 +66,13 @@ fn parse(quirks: &Quirks, text: &str) -> Outcome<NewSize> {
     size::parameter(quirks, "size", number).map(make).map_err(failure)
 }
 
-async fn resize(process: &Process, image: &Image, size: NewSize, shrink: bool) -> Outcome<()> {
+async fn resize(
+    process: &Process,
+    image: &Image,
+    size: NewSize,
+    preallocation: Preallocation,
+    shrink: bool,
+) -> Outcome<()> {
     let old = image.node.length.get();
     let new = match size {
         NewSize::Absolute(bytes) => Some(bytes),
@@ -76,6 +82,9 @@ async fn resize(process: &Process, image: &Image, size: NewSize, shrink: bool) -
     let Some(new) = new.filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok()) else {
         return Err(failure("New image size must be positive"));
     };
+    if new <= old && preallocation != Preallocation::Off {
+        return Err(failure("Preallocation can only be used for growing images"));
+    }
     if new < old && !shrink {
         return Err(failure(
             "Use the --shrink option to perform a shrink operation.\nqemu-img: warning: Shrinking an image will delete \
@@ -84,5 +93,8 @@ async fn resize(process: &Process, image: &Image, size: NewSize, shrink: bool) -
         ));
     }
     let (block, node) = (process.block.clone(), image.node.id);
-    process.co(async move { block.co_truncate(node, new).await }).await.map_err(|text| failure(process.with_hint(text)))
+    process
+        .co(async move { block.co_truncate(node, new, preallocation).await })
+        .await
+        .map_err(|text| failure(process.with_hint(text)))
 }

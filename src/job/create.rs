@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crate::block::open::{ChildRef, DriverOptions, OpenOptions};
 use crate::block::qcow2::{Qcow2, Qcow2CreateOptions};
-use crate::block::{Block, NodeId, Operation, Perm, truncate};
+use crate::block::{Block, NodeId, Operation, Perm, Preallocation, set_file_length};
 use crate::errno::Errno;
 use crate::sim::Footprint;
 use crate::sim::shared::Cell;
@@ -22,6 +22,8 @@ pub enum CreateOptions {
         filename: String,
         /// Its length, bytes.
         size: u64,
+        /// What to allocate at once.
+        preallocation: Preallocation,
     },
     /// A qcow2 image in an existing node.
     Qcow2 {
@@ -54,7 +56,9 @@ pub fn start_create(jobs: &Rc<Jobs>, id: &str, options: CreateOptions) -> Result
 async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno, Option<String>)> {
     let failed = |text: String| (Errno::EINVAL, Some(text));
     match options {
-        CreateOptions::File { filename, size } => create_file(block, &filename, size).await.map_err(failed),
+        CreateOptions::File { filename, size, preallocation } => {
+            create_file(block, &filename, size, preallocation).await.map_err(failed)
+        }
         CreateOptions::Qcow2 { file, data_file, data_file_raw, options } => {
             let node = block.lookup(Some(&file), Some(&file)).map_err(failed)?;
             match data_file {
@@ -84,12 +88,12 @@ async fn drain_from_coroutine(block: &Rc<Block>) {
 }
 
 /// Makes a file, empty or of zeros.
-pub async fn create_file(block: &Rc<Block>, filename: &str, size: u64) -> Result<(), String> {
+async fn create_file(block: &Rc<Block>, filename: &str, size: u64, preallocation: Preallocation) -> Result<(), String> {
     refuse_used(block, filename)?;
     let store = block.host.create(filename).map_err(|error| format!("Could not create '{filename}': {error}"))?;
     let latency = block.timing.cost(filename, Operation::Write);
     block.sim.device(latency, Footprint::named("create")).await;
-    truncate(&store, size.next_multiple_of(512)).map_err(|error| format!("Could not resize file: {error}"))
+    set_file_length(&store, size.next_multiple_of(512), preallocation)
 }
 
 /// A file that somebody uses is not emptied (`raw_co_create`).
@@ -105,10 +109,10 @@ pub async fn create_image(
     is_qcow2: bool,
     options: &Qcow2CreateOptions,
 ) -> Result<(), String> {
-    create_file(block, filename, if is_qcow2 { 0 } else { options.size }).await?;
     if !is_qcow2 {
-        return Ok(());
+        return create_file(block, filename, options.size, options.preallocation).await;
     }
+    create_file(block, filename, 0, Preallocation::Off).await?;
     let spec = block.options_for(filename, Some("raw"))?;
     let DriverOptions::Raw { file: ChildRef::Inline(file), .. } = spec.driver else { return Ok(()) };
     let node = open_in_main_loop(block, *file).await?;

@@ -112,6 +112,12 @@ impl<'a> Args<'a> {
         value.try_into().map(Some).map_err(|_| format!("Parameter '{name}' expects uint32_t").into())
     }
 
+    /// An optional unsigned 16-bit integer.
+    pub fn opt_u16(&self, name: &'static str) -> Read<Option<u16>> {
+        let Some(value) = self.opt_size(name)? else { return Ok(None) };
+        value.try_into().map(Some).map_err(|_| format!("Parameter '{name}' expects uint16_t").into())
+    }
+
     /// An optional size in bytes, or any unsigned 64-bit integer; a negative number wraps around, as in QEMU.
     pub fn opt_size(&self, name: &'static str) -> Read<Option<u64>> {
         let Some(value) = self.visit(name) else { return Ok(None) };

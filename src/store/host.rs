@@ -115,7 +115,9 @@ impl Host {
     fn key<'a>(&self, name: &'a str) -> Res<&'a str> {
         let plain = name.strip_prefix(TEST_PREFIX).unwrap_or(name);
         let no_file = plain.contains(['/', '\0']) || plain == "." || plain == "..";
-        if plain.is_empty() || (self.dir.is_some() && no_file) {
+        // A directory that an image could be in is nowhere; names without the prefix belong to nobody.
+        let no_file = no_file && (self.dir.is_some() || name.len() > plain.len());
+        if plain.is_empty() || no_file {
             return Err(Errno::ENOENT);
         }
         if self.dir.is_some() && plain.len() > MAX_NAME {

@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, ReqFlags};
+use crate::block::{Block, Preallocation, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 
@@ -412,7 +412,7 @@ impl<'a> Checker<'a> {
             return Ok(());
         }
         let end = offset.saturating_add(self.image.geo.cluster_size());
-        match self.block.co_truncate(self.image.file, end).await {
+        match self.block.co_truncate(self.image.file, end, Preallocation::Off).await {
             Ok(()) => {
                 self.file_len = end;
                 self.result.corruptions -= 1;

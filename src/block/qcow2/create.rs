@@ -5,12 +5,12 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, Driver, NodeId, NodeOptions, ReqFlags};
+use crate::block::{Block, Driver, NodeId, NodeOptions, Preallocation, ReqFlags};
 use crate::store::Content;
 
 use super::Qcow2;
 use super::header::{COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, MAGIC};
-use super::options::{OpenFlags, Preallocation, Qcow2CreateOptions, Qcow2Options};
+use super::options::{OpenFlags, Qcow2CreateOptions, Qcow2Options};
 use super::table::prefix_content;
 
 impl Qcow2 {
@@ -35,7 +35,7 @@ impl Qcow2 {
         }
         let updated = self.update_header(block).await;
         updated.map_err(|error| could_not("update qcow2 header", error))?;
-        let resized = self.truncate_with(block, options.size, options.preallocation).await;
+        let resized = self.truncate(block, options.size, options.preallocation).await;
         resized.map_err(|text| format!("Could not resize image: {text}"))?;
         if let Some(backing) = &options.backing_file {
             let format = options.backing_format.as_deref();

@@ -48,6 +48,11 @@ impl Qcow2 {
         ((offset >> self.geo.cluster_bits) & (self.slice_entries() - 1)) as usize
     }
 
+    /// Entries of the slice that maps a guest offset, from that offset's on.
+    pub(super) fn entries_behind(&self, offset: u64) -> u64 {
+        self.slice_entries() - self.slice_index(offset) as u64
+    }
+
     /// The slice of the L2 table at `table_offset` that maps a guest offset.
     #[inline]
     async fn l2_slice(&self, block: &Rc<Block>, offset: u64, table_offset: u64) -> Res<L2Place<'_>> {
@@ -62,7 +67,7 @@ impl Qcow2 {
     /// data, contiguous in the file).
     pub(super) async fn mapping(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<Mapping> {
         let into = self.geo.into_cluster(offset);
-        let left_in_slice = (self.slice_entries() - self.slice_index(offset) as u64) << self.geo.cluster_bits;
+        let left_in_slice = self.entries_behind(offset) << self.geo.cluster_bits;
         let needed = bytes.saturating_add(into).min(left_in_slice);
         let nothing = Mapping { kind: ClusterType::Unallocated, bytes: needed - into, host: 0 };
         let l1_index = self.geo.l1_index(offset);

@@ -137,7 +137,7 @@ impl Qcow2 {
     }
 
     /// Carries old content over and points the L2 entries at the clusters.
-    async fn link<'a>(
+    pub(super) async fn link<'a>(
         self: &'a Rc<Self>,
         block: &'a Rc<Block>,
         allocation: &Allocation,

@@ -13,6 +13,7 @@
 //! | `refcount`, `alloc`, `refgrow` | who uses a cluster; finding free ones |
 //! | `l2` | guest offset to host offset |
 //! | `read`, `write`, `inflight`, `link`, `zero`, `compressed`, `pool` | guest requests |
+//! | `preallocate` | clusters for data that may come |
 //! | `preallocated` | mapped clusters that are holes of the file |
 //! | `overlap` | no write may hit foreign metadata; corruption |
 //! | `resize`, `bitmaps`, `bitmap_store`, `bitmap_format`, `snapshot`, `check`, `repair`, `rebuild` | everything else |
@@ -42,6 +43,7 @@ mod open;
 mod options;
 mod overlap;
 mod pool;
+mod preallocate;
 mod preallocated;
 mod read;
 mod rebuild;
@@ -71,7 +73,7 @@ use table::{L2Table, Refblock};
 
 pub use check::{CheckResult, Fix};
 pub use info::{BitmapInfo, Qcow2Info};
-pub use options::{OpenFlags, Preallocation, Qcow2CreateOptions, Qcow2Options};
+pub use options::{OpenFlags, Qcow2CreateOptions, Qcow2Options};
 pub use snapshot::Snapshot;
 
 /// An open image (`BDRVQcow2State`).

@@ -1,5 +1,7 @@
 //! What an image is opened and created with.
 
+use crate::block::Preallocation;
+
 /// Run-time options of a qcow2 node, as `blockdev-add` gives them.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Qcow2Options {
@@ -30,16 +32,6 @@ pub struct OpenFlags {
     pub check: bool,
     /// Only metadata will be looked at.
     pub no_io: bool,
-}
-
-/// `preallocation` of a new image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Preallocation {
-    /// Nothing is allocated.
-    #[default]
-    Off,
-    /// Every cluster is mapped, no data are written.
-    Metadata,
 }
 
 /// Options of `blockdev-create` for qcow2.

@@ -70,7 +70,7 @@ impl Qcow2 {
             }
             let used = (cluster + 1).max(new_cluster + 1).div_ceil(self.geo.refblock_entries());
             let area = (used * self.geo.refblock_entries()) << self.geo.cluster_bits;
-            self.build_refcount_area(block, area, 0, Some((table_index, new))).await.map(|_| ())
+            self.build_refcount_area(block, area, Room::Generous, Some((table_index, new))).await.map(|_| ())
         })
     }
 
@@ -84,16 +84,15 @@ impl Qcow2 {
     }
 
     /// Builds a new refcount table, and the blocks that describe it and everything before it, at
-    /// the unused place `start`; switches to it and frees the old one. `additional` clusters behind
-    /// the blocks are counted too, for the caller. Returns the end of the area.
-    async fn build_refcount_area(
+    /// the unused place `start`; switches to it and frees the old one. Returns the end of the area.
+    pub(super) async fn build_refcount_area(
         &self,
         block: &Rc<Block>,
         start: u64,
-        additional: u64,
+        room: Room,
         new_block: Option<(u64, u64)>,
     ) -> Res<u64> {
-        let plan = self.plan_area(start, additional, new_block)?;
+        let plan = self.plan_area(start, room, new_block)?;
         let mut table = plan.table;
         let mut next = start;
         for index in plan.first_block..plan.blocks {
@@ -133,12 +132,21 @@ impl Qcow2 {
         Ok(plan.end)
     }
 
-    fn plan_area(&self, start: u64, additional: u64, new_block: Option<(u64, u64)>) -> Res<Area> {
+    fn plan_area(&self, start: u64, room: Room, new_block: Option<(u64, u64)>) -> Res<Area> {
         let cluster_size = self.geo.cluster_size();
         let first_cluster = start >> self.geo.cluster_bits;
-        let blocks = refcount_blocks(self.geo, first_cluster, true);
+        let (blocks, wanted) = match room {
+            Room::Generous => {
+                let blocks = refcount_blocks(self.geo, first_cluster, true);
+                (blocks, blocks + blocks.div_ceil(2))
+            }
+            Room::Behind(clusters) => {
+                let blocks = refcount_blocks(self.geo, first_cluster + clusters, false);
+                (blocks, blocks)
+            }
+        };
         let first_block = first_cluster >> self.geo.refblock_bits();
-        let entries = (blocks + blocks.div_ceil(2)).next_multiple_of(cluster_size / ENTRY_BYTES);
+        let entries = wanted.next_multiple_of(cluster_size / ENTRY_BYTES);
         if entries > MAX_REFTABLE_BYTES / ENTRY_BYTES {
             return Err(Errno::EFBIG);
         }
@@ -147,10 +155,19 @@ impl Qcow2 {
             table.set(index, offset);
         }
         let missing = (first_block..blocks).filter(|index| table.block_offset(*index) == 0).count() as u64;
-        table.offset = start + (missing + additional) * cluster_size;
+        table.offset = start + missing * cluster_size;
         let end = table.offset + table.bytes();
         Ok(Area { table, first_block, blocks, end })
     }
+}
+
+/// What a new refcount area has room for, besides everything before it and itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Half a table more.
+    Generous,
+    /// Exactly this many clusters behind it.
+    Behind(u64),
 }
 
 /// What a new refcount area will hold.

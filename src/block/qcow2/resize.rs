@@ -6,13 +6,12 @@
 
 use std::rc::Rc;
 
-use crate::block::{BlkdebugEvent, Block, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, Preallocation, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
 use crate::store::Content;
 
 use super::layout::{ENTRY_BYTES, L1E_OFFSET_MASK, MAX_L1_BYTES, REFT_OFFSET_MASK};
-use super::options::Preallocation;
 use super::refcount::DiscardType;
 use super::table::{entry_bytes, prefix_content};
 use super::zero::Clear;
@@ -21,11 +20,7 @@ use super::{Qcow2, stored_name};
 impl Qcow2 {
     /// Sets the virtual size, bytes; new parts read as zeros. The error is QEMU's text. The caller
     /// sets the node's length.
-    pub async fn truncate(self: &Rc<Self>, block: &Rc<Block>, size: u64) -> Result<(), String> {
-        self.truncate_with(block, size, Preallocation::Off).await
-    }
-
-    pub(super) async fn truncate_with(
+    pub async fn truncate(
         self: &Rc<Self>,
         block: &Rc<Block>,
         size: u64,
@@ -43,16 +38,28 @@ impl Qcow2 {
         let l1_entries = self.geo.l1_entries(size);
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
         if size < old_size {
+            if preallocation != Preallocation::Off {
+                return Err("Preallocation can't be used for shrinking an image".to_owned());
+            }
             self.shrink(block, size, old_size, l1_entries).await?;
         } else {
             let grown = self.grow_l1(block, l1_entries, true).await;
             grown.map_err(|error| failed("Failed to grow the L1 table", error))?;
         }
-        if preallocation == Preallocation::Metadata {
-            let done = self.preallocate(block, old_size, size).await;
-            done.map_err(|error| failed("Could not preallocate metadata", error))?;
+        match preallocation {
+            Preallocation::Off => {}
+            Preallocation::Metadata => self.preallocate(block, old_size, size).await?,
+            Preallocation::Falloc | Preallocation::Full => {
+                self.preallocate_data(block, old_size, size, preallocation).await?;
+            }
         }
-        let hides = preallocation == Preallocation::Off && size > old_size;
+        if preallocation != Preallocation::Off {
+            // Metadata are safe before the size tells of them.
+            let written = self.write_caches(block).await;
+            written.map_err(|error| failed("Failed to flush the preallocated area to disk", error))?;
+        }
+        let zeroed = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
+        let hides = !zeroed && size > old_size;
         let locked = if hides && self.backing_reaches_beyond(block, old_size) {
             self.hide_backing(block, old_size, size, locked).await?
         } else {
@@ -101,23 +108,6 @@ impl Qcow2 {
         self.backing.get().is_some_and(|backing| block.node(backing).length.get() > size)
     }
 
-    /// Maps every cluster of the range without writing data, and lets the file reach to the last.
-    async fn preallocate(self: &Rc<Self>, block: &Rc<Block>, from: u64, to: u64) -> Res<()> {
-        let mut at = from;
-        let mut file_end = 0;
-        while at < to {
-            let (host, bytes) = self.allocate_range(block, at, to - at).await?;
-            file_end = host + bytes.next_multiple_of(self.geo.cluster_size());
-            at += bytes;
-        }
-        self.write_caches(block).await?;
-        if file_end > block.node(self.file).length.get() {
-            // QEMU's text for this names the file; all that callers can tell apart is that it failed.
-            block.co_truncate(self.file, file_end).await.map_err(|_| Errno::EIO)?;
-        }
-        Ok(())
-    }
-
     /// Gives up everything behind the new end.
     async fn shrink(&self, block: &Rc<Block>, size: u64, old_size: u64, l1_entries: u64) -> Result<(), String> {
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
@@ -134,7 +124,7 @@ impl Qcow2 {
         let last = last.map_err(|error| failed("Failed to find the last cluster", error))?;
         let end = (last + 1) << self.geo.cluster_bits;
         if end < file_size
-            && let Err(text) = block.co_truncate(self.file, end).await
+            && let Err(text) = block.co_truncate(self.file, end, Preallocation::Off).await
         {
             let program = block.program;
             block.report_stderr(format!("{program}: warning: Failed to truncate the tail of the image: {text}"));
@@ -285,7 +275,7 @@ impl Qcow2 {
     }
 
     /// The last cluster of a file of `size` bytes that is in use.
-    async fn last_cluster(&self, block: &Rc<Block>, size: u64) -> Res<u64> {
+    pub(super) async fn last_cluster(&self, block: &Rc<Block>, size: u64) -> Res<u64> {
         for cluster in (0..self.geo.clusters(size)).rev() {
             if self.get_refcount(block, cluster).await? > 0 {
                 return Ok(cluster);

@@ -11,7 +11,8 @@ use crate::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, D
 use crate::block::qcow2::Qcow2Options;
 use crate::block::qdict::flatten;
 use crate::block::{
-    BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, Perm, SetState, Window,
+    BlkdebugEvent, DetectZeroes, InjectError, IoType, Node, NullDriver, OnCbwError, Parent, Perm, Preallocation,
+    SetState, Window,
 };
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
@@ -73,8 +74,14 @@ const IN_COMMON: [&str; 12] = [
     "target",
 ];
 
+/// Whether QEMU has the driver, modelled or not (`BlockdevDriver`).
+pub(super) fn is_driver(name: &str) -> bool {
+    const MODELLED: &[&str] = &["blkdebug", "copy-before-write", "file", "null-co", "qcow2", "raw", "snapshot-access"];
+    MODELLED.contains(&name) || OTHER_DRIVERS.contains(&name)
+}
+
 impl Machine {
-    /// blockdev-add (`qmp_blockdev_add`).
+    /// blockdev-add (`qmp_blockdev_add` in `blockdev.c`).
     pub(in crate::qmp) async fn blockdev_add(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let options = self.parse_node(&args)?;
@@ -89,6 +96,9 @@ impl Machine {
     /// Reads a `BlockdevOptions`.
     pub(crate) fn parse_node(&self, args: &Args<'_>) -> Result<OpenOptions, QmpError> {
         let driver = args.str("driver")?.to_owned();
+        if !is_driver(&driver) {
+            return Err(args.bad_value("driver", &driver));
+        }
         let node_name = args.opt_str("node-name")?.map(str::to_owned);
         let mut common = CommonOptions {
             discard_unmap: args.opt_enum("discard", &[("ignore", false), ("unmap", true)])?,
@@ -99,11 +109,11 @@ impl Machine {
             common.no_flush = cache.opt_bool("no-flush")?;
             cache.finish()?;
         }
-        common.read_only = args.opt_bool("read-only")?;
-        common.auto_read_only = args.opt_bool("auto-read-only")?;
         if self.block.quirks.since_9 {
             args.opt_bool("active")?;
         }
+        common.read_only = args.opt_bool("read-only")?;
+        common.auto_read_only = args.opt_bool("auto-read-only")?;
         common.force_share = args.opt_bool("force-share")?;
         let detect = [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
         common.detect_zeroes = args.opt_enum("detect-zeroes", &detect)?.unwrap_or_default();
@@ -123,6 +133,7 @@ impl Machine {
                 let manager = args.opt_str("pr-manager")?;
                 args.opt_enum("locking", &[("auto", ()), ("on", ()), ("off", ())])?;
                 let aio = args.opt_enum("aio", &[("threads", false), ("native", true), ("io_uring", false)])?;
+                args.opt_int("aio-max-batch")?;
                 if let Some(id) = manager {
                     return Err(format!("No persistent reservation manager with id '{id}'").into());
                 }
@@ -207,7 +218,9 @@ impl Machine {
         if self.block.quirks.since_9 {
             args.opt_bool("discard-no-unref")?;
         }
-        args.any("overlap-check");
+        if !matches!(args.any("overlap-check"), None | Some(Value::String(_) | Value::Object(_))) {
+            return Err("Invalid parameter type for 'overlap-check', expected: Qcow2OverlapChecks".into());
+        }
         for size in
             ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"]
         {
@@ -281,7 +294,7 @@ impl Machine {
         Ok(DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size })
     }
 
-    /// blockdev-del (`qmp_blockdev_del`).
+    /// blockdev-del (`qmp_blockdev_del` in `blockdev.c`).
     pub(in crate::qmp) async fn blockdev_del(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let name = args.str("node-name")?;
@@ -312,7 +325,7 @@ impl Machine {
         Ok(())
     }
 
-    /// block_resize (`qmp_block_resize`).
+    /// block_resize (`qmp_block_resize` in `blockdev.c`).
     pub(in crate::qmp) async fn block_resize(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let device = args.opt_str("device")?;
@@ -343,7 +356,11 @@ impl Machine {
         }
         self.block.drained_begin(node.id).await;
         let (block, id) = (self.block.clone(), node.id);
-        let result = self.block.sim.run_coroutine("resize", async move { block.co_truncate(id, size).await }).await;
+        let result = self
+            .block
+            .sim
+            .run_coroutine("resize", async move { block.co_truncate(id, size, Preallocation::Off).await })
+            .await;
         self.block.drained_end(node.id);
         result
     }

@@ -39,7 +39,8 @@ struct NewExport {
 }
 
 impl Machine {
-    /// nbd-server-start, -stop, block-export-add, -del, and the older nbd-server-add, -remove.
+    /// nbd-server-start, -stop, and the older nbd-server-add, -remove (`blockdev-nbd.c`); block-export-add, -del
+    /// (`block/export/export.c`).
     pub(in crate::qmp) async fn export_command(
         self: &Rc<Self>,
         command: &str,
@@ -61,9 +62,10 @@ impl Machine {
                 self.add_export(new).await
             }
             "nbd-server-add" => {
-                let device = args.str("device")?.to_owned();
-                let name = args.opt_str("name")?.unwrap_or(&device).to_owned();
+                let name = args.opt_str("name")?;
                 args.opt_str("description")?;
+                let device = args.str("device")?.to_owned();
+                let name = name.unwrap_or(&device).to_owned();
                 let writable = args.opt_bool("writable")?.unwrap_or(false);
                 let bitmap = args.opt_str("bitmap")?.map(|bitmap| (None, bitmap.to_owned()));
                 args.finish()?;
@@ -85,15 +87,16 @@ impl Machine {
 
     fn start_server(&self, args: &Args<'_>) -> QmpResult {
         let address = args.object("addr")?;
-        address.str("type")?;
-        address.object("data")?;
+        let kinds = ["inet", "unix", "vsock", "fd"].map(|kind| (kind, kind));
+        let kind = address.enumeration("type", &kinds)?;
+        read_address(&address.object("data")?, kind)?;
         address.finish()?;
-        args.opt_str("tls-creds")?;
-        args.opt_str("tls-authz")?;
-        args.opt_u32("max-connections")?;
         if self.block.quirks.since_9 {
             args.opt_u32("handshake-max-seconds")?;
         }
+        args.opt_str("tls-creds")?;
+        args.opt_str("tls-authz")?;
+        args.opt_u32("max-connections")?;
         args.finish()?;
         if self.exports.borrow().server {
             return Err("NBD server already running".into());
@@ -103,7 +106,8 @@ impl Machine {
     }
 
     fn parse_export(&self, args: &Args<'_>) -> Result<NewExport, QmpError> {
-        let kind = args.str("type")?;
+        let kinds = ["nbd", "vhost-user-blk", "fuse", "vduse-blk"].map(|kind| (kind, kind));
+        let kind = args.enumeration("type", &kinds)?;
         let id = args.str("id")?.to_owned();
         args.opt_bool("fixed-iothread")?;
         args.opt_str("iothread")?;
@@ -113,12 +117,8 @@ impl Machine {
         if self.block.quirks.since_9 {
             args.opt_bool("allow-inactive")?;
         }
-        match kind {
-            "nbd" => {}
-            "vhost-user-blk" | "fuse" | "vduse-blk" => {
-                return Err(format!("not modelled: export type '{kind}'; there is nbd").into());
-            }
-            other => return Err(args.bad_value("type", other)),
+        if kind != "nbd" {
+            return Err(format!("not modelled: export type '{kind}'; there is nbd").into());
         }
         let name = args.opt_str("name")?.map(str::to_owned);
         args.opt_str("description")?;
@@ -230,7 +230,7 @@ impl Machine {
         self.send_event("BLOCK_EXPORT_DELETED", json!({ "id": export.id }));
     }
 
-    /// Stops the server, if it runs, and drops every export.
+    /// Stops the server, if it runs, and drops every export (`nbd_server_free` in `blockdev-nbd.c`).
     pub(in crate::qmp) async fn drop_all_exports(&self) {
         self.exports.borrow_mut().server = false;
         while !self.exports.borrow().exports.is_empty() {
@@ -238,7 +238,7 @@ impl Machine {
         }
     }
 
-    /// query-block-exports.
+    /// query-block-exports (`block/export/export.c`).
     pub(in crate::qmp) fn query_block_exports(&self) -> QmpResult {
         let exports = self.exports.borrow();
         let info = |export: &Export| {
@@ -248,4 +248,31 @@ impl Machine {
         };
         Ok(exports.exports.iter().map(info).collect())
     }
+}
+
+/// Reads a `SocketAddress` of which nothing is done (`qapi/sockets.json`).
+fn read_address(data: &Args<'_>, kind: &str) -> Result<(), QmpError> {
+    match kind {
+        "inet" => {
+            data.str("host")?;
+            data.str("port")?;
+            for option in ["numeric", "ipv4", "ipv6", "keep-alive", "mptcp"] {
+                data.opt_bool(option)?;
+            }
+            data.opt_u16("to")?;
+        }
+        "unix" => {
+            data.str("path")?;
+            data.opt_bool("abstract")?;
+            data.opt_bool("tight")?;
+        }
+        "vsock" => {
+            data.str("cid")?;
+            data.str("port")?;
+        }
+        _ => {
+            data.str("str")?;
+        }
+    }
+    data.finish()
 }

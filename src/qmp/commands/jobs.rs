@@ -4,11 +4,14 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::qcow2::{Preallocation, Qcow2CreateOptions};
+use crate::block::Preallocation;
+use crate::block::qcow2::Qcow2CreateOptions;
 use crate::job::{CreateOptions, IoStatus, Job, JobKind, start_create};
 use crate::qmp::args::Args;
 use crate::qmp::error::{ErrorClass, QmpError, QmpResult};
 use crate::qmp::machine::Machine;
+
+use super::blockdev::is_driver;
 
 /// `JobType` of QAPI.
 const JOB_TYPES: [(&str, &str); 9] = [
@@ -33,7 +36,7 @@ impl Machine {
         job.ok_or_else(|| QmpError::new(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found")))
     }
 
-    /// job-pause and the other commands about one job by `id`.
+    /// job-pause, -resume, -cancel, -complete, -finalize and -dismiss (`job-qmp.c`).
     pub(in crate::qmp) async fn job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let id = args.str("id")?;
@@ -50,7 +53,7 @@ impl Machine {
         Ok(json!({}))
     }
 
-    /// The block-job-* family.
+    /// block-job-pause, -resume, -cancel, -complete, -finalize, -dismiss, -set-speed and -change (`blockdev.c`).
     pub(in crate::qmp) async fn block_job_command(&self, command: &str, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         match command {
@@ -92,7 +95,7 @@ impl Machine {
         Ok(json!({}))
     }
 
-    /// query-jobs.
+    /// query-jobs (`job-qmp.c`).
     pub(in crate::qmp) fn query_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
         Ok(jobs
@@ -113,31 +116,31 @@ impl Machine {
             .collect())
     }
 
-    /// query-block-jobs.
+    /// query-block-jobs (`qmp_query_block_jobs` in `blockdev.c`).
     pub(in crate::qmp) fn query_block_jobs(&self) -> QmpResult {
         let jobs = self.jobs.all();
         Ok(jobs.iter().filter(|job| job.kind != JobKind::Create).map(|job| block_job_info(job)).collect())
     }
 
-    /// blockdev-create (`qmp_blockdev_create`).
+    /// blockdev-create (`qmp_blockdev_create` in `block/create.c`).
     pub(in crate::qmp) fn blockdev_create(&self, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let job_id = args.str("job-id")?;
         let options = args.object("options")?;
         let driver = options.str("driver")?;
         let create = match driver {
-            "file" => CreateOptions::File {
-                filename: options.str("filename")?.to_owned(),
-                size: {
-                    let size = options.size("size")?;
-                    for ignored in ["preallocation", "nocow", "extent-size-hint"] {
-                        options.any(ignored);
-                    }
-                    size
-                },
-            },
+            "file" => {
+                let (filename, size) = (options.str("filename")?.to_owned(), options.size("size")?);
+                let preallocation = options.opt_enum("preallocation", &preallocation_modes())?.unwrap_or_default();
+                options.opt_bool("nocow")?;
+                options.opt_size("extent-size-hint")?;
+                CreateOptions::File { filename, size, preallocation }
+            }
             "qcow2" => parse_qcow2_create(&options)?,
-            "raw" | "null-co" | "blkdebug" | "copy-before-write" | "snapshot-access" => {
+            "luks" | "nfs" | "parallels" | "qcow" | "qed" | "rbd" | "ssh" | "vdi" | "vhdx" | "vmdk" | "vpc" => {
+                return Err(format!("not modelled: blockdev-create of '{driver}'; there are file and qcow2").into());
+            }
+            other if is_driver(other) => {
                 options.finish()?;
                 args.finish()?;
                 return Err("Driver does not support blockdev-create".into());
@@ -149,6 +152,11 @@ impl Machine {
         start_create(&self.jobs, job_id, create)?;
         Ok(json!({}))
     }
+}
+
+/// `PreallocMode` of QAPI.
+fn preallocation_modes() -> [(&'static str, Preallocation); 4] {
+    Preallocation::ALL.map(|mode| (mode.name(), mode))
 }
 
 fn block_job_info(job: &Job) -> Value {
@@ -200,9 +208,11 @@ fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
     let version = options.opt_enum("version", &[("v2", 2), ("v3", 3)])?.unwrap_or(3);
     let backing_file = options.opt_str("backing-file")?.map(str::to_owned);
     let backing_format = options.opt_str("backing-fmt")?.map(str::to_owned);
+    if let Some(format) = backing_format.as_deref().filter(|format| !is_driver(format)) {
+        return Err(options.bad_value("backing-fmt", format));
+    }
     let cluster_size = options.opt_size("cluster-size")?;
-    let kinds = [("off", Preallocation::Off), ("metadata", Preallocation::Metadata)];
-    let preallocation = options.opt_enum("preallocation", &kinds)?;
+    let preallocation = options.opt_enum("preallocation", &preallocation_modes())?.unwrap_or_default();
     let lazy_refcounts = options.opt_bool("lazy-refcounts")?.unwrap_or(false);
     let refcount_bits = options.opt_int("refcount-bits")?;
     let zstd = options.opt_enum("compression-type", &[("zlib", false), ("zstd", true)])?.unwrap_or(false);
@@ -212,7 +222,7 @@ fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
         backing_file,
         backing_format,
         cluster_size: cluster_size.unwrap_or(65536),
-        preallocation: preallocation.unwrap_or(Preallocation::Off),
+        preallocation,
         lazy_refcounts,
         refcount_bits: refcount_bits.map_or(16, i64::unsigned_abs),
         extended_l2,

@@ -15,7 +15,7 @@ use crate::qmp::machine::Machine;
 type Stored = BTreeMap<NodeId, Vec<BitmapInfo>>;
 
 impl Machine {
-    /// query-named-block-nodes: newest node first.
+    /// query-named-block-nodes: newest node first (`bdrv_named_nodes_list` in `block.c`, `block/qapi.c`).
     pub(in crate::qmp) async fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
         let flat = args.opt_bool("flat")?.unwrap_or(false);
         args.finish()?;
@@ -41,7 +41,7 @@ impl Machine {
         }
     }
 
-    /// query-block: the named backends with what is inserted in them.
+    /// query-block: the named backends with what is inserted in them (`block/qapi.c`).
     pub(in crate::qmp) async fn query_block(&self) -> QmpResult {
         let mut devices = Vec::new();
         let stored = self.stored_bitmaps().await;

@@ -19,6 +19,9 @@ impl Machine {
             queue.push(self.parse_node(&Args::element(item, &name)?)?);
         }
         args.finish()?;
+        if queue.is_empty() {
+            return Err("not modelled: blockdev-reopen of no node, which aborts QEMU".into());
+        }
         let mut nodes = Vec::new();
         for options in queue {
             let Some(name) = &options.node_name else { return Err("node-name not specified".into()) };

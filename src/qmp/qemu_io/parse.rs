@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 
-use crate::block::{Perm, REQUEST_MAX_BYTES};
+use crate::block::{Perm, Preallocation, REQUEST_MAX_BYTES};
 use crate::cutils::{StrtoszError, strtol, strtosz, strtosz_warns};
 use crate::quirks::Quirks;
 
@@ -50,8 +50,8 @@ pub enum IoCommand {
     Truncate {
         /// Bytes.
         size: u64,
-        /// `-m`, if it is another mode than `off`.
-        preallocation: Option<String>,
+        /// `-m`.
+        preallocation: Preallocation,
     },
     /// break.
     Break {
@@ -437,13 +437,11 @@ impl Reader<'_> {
     }
 
     fn truncate(&self, words: &[&str]) -> Result<IoCommand, ParseError> {
-        let mut preallocation = None;
-        let rest = self.options(words, |_, mode| match mode {
-            "off" | "metadata" | "falloc" | "full" => {
-                preallocation = Some(mode.to_owned()).filter(|mode| mode != "off");
-                Ok(())
-            }
-            other => Err(said(format!("Invalid preallocation mode '{other}'"))),
+        let mut preallocation = Preallocation::Off;
+        let rest = self.options(words, |_, mode| {
+            let known = Preallocation::from_name(mode);
+            preallocation = known.ok_or_else(|| said(format!("Invalid preallocation mode '{mode}'")))?;
+            Ok(())
         })?;
         // Further words are passed over, as in QEMU.
         let size = rest.first().copied().unwrap_or("(null)");
@@ -565,6 +563,9 @@ mod tests {
     fn an_unknown_preallocation_mode_is_told_by_the_monitor() {
         assert_eq!(refused("truncate -m x 4M", false).said, "Invalid preallocation mode 'x'\r\n");
         let size = 4 << 20;
-        assert_eq!(read("truncate -m off 4M", false), Ok(IoCommand::Truncate { size, preallocation: None }));
+        assert_eq!(
+            read("truncate -m off 4M", false),
+            Ok(IoCommand::Truncate { size, preallocation: Preallocation::Off })
+        );
     }
 }

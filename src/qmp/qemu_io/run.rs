@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Backend, Block, Driver, NodeId, Printed, ReqFlags};
+use crate::block::{Backend, Block, NodeId, Preallocation, Printed, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::shared::Cell;
 use crate::store::Content;
@@ -53,7 +53,7 @@ impl Session {
             }
             IoCommand::Map => self.map().await,
             IoCommand::Alloc { offset, bytes } => self.alloc(*offset, *bytes).await,
-            IoCommand::Truncate { size, preallocation } => self.truncate(*size, preallocation.as_deref()).await,
+            IoCommand::Truncate { size, preallocation } => self.truncate(*size, *preallocation).await,
             IoCommand::Sleep(ms) => {
                 let (sim, ns) = (self.block.sim.clone(), ms.saturating_mul(1_000_000));
                 self.in_coroutine(async move { sim.sleep(ns).await }).await;
@@ -120,21 +120,11 @@ impl Session {
         self.block.print(format!("{} failed: {}\n", transfer.command, Errno::ENOTSUP));
     }
 
-    async fn truncate(&self, size: u64, preallocation: Option<&str>) {
-        let Some(node) = self.backend.node(&self.block) else { return };
-        if let Some(mode) = preallocation {
-            let text = match (size < node.length.get(), node.qcow2().is_some()) {
-                _ if matches!(&*node.driver.borrow(), Driver::Null(_)) => {
-                    "Image format driver does not support resize".to_owned()
-                }
-                (true, true) => "Preallocation can't be used for shrinking an image".to_owned(),
-                (true, false) => "Cannot use preallocation for shrinking files".to_owned(),
-                (false, _) => format!("not modelled: truncate -m {mode}; there is off"),
-            };
-            return self.say(text);
-        }
-        let (block, id) = (self.block.clone(), node.id);
-        if let Err(reason) = self.in_coroutine(async move { block.co_truncate(id, size).await }).await {
+    async fn truncate(&self, size: u64, preallocation: Preallocation) {
+        let Some(node) = self.backend.node_id() else { return };
+        let block = self.block.clone();
+        let done = self.in_coroutine(async move { block.co_truncate(node, size, preallocation).await });
+        if let Err(reason) = done.await {
             self.say(reason);
         }
     }
