@@ -116,6 +116,9 @@ async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &st
     if compress && !options.is_qcow2() {
         return Err(failure("Compression not supported for this file format"));
     }
+    if compress && options.get("preallocation").is_some_and(|mode| mode != "off") {
+        return Err(failure("Compression and preallocation not supported at the same time"));
+    }
     let bitmaps = parsed.has("bitmaps");
     if bitmaps {
         check_bitmaps(parsed, source, format, &options)?;

@@ -77,13 +77,17 @@ impl Qcow2 {
 
     /// Allocates and links clusters for the beginning of a range without writing data, under the
     /// lock (preallocation). Returns host offset and bytes.
-    pub(super) async fn allocate_range(self: &Rc<Self>, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<(u64, u64)> {
-        let mut locked = None;
-        let run = self.prepare_run_locked(block, offset, bytes, &mut locked).await?;
+    pub(super) async fn allocate_range<'a>(
+        self: &'a Rc<Self>,
+        block: &'a Rc<Block>,
+        offset: u64,
+        bytes: u64,
+        locked: &mut Option<CoMutexGuard<'a>>,
+    ) -> Res<(u64, u64)> {
+        let run = self.prepare_run_locked(block, offset, bytes, locked).await?;
         let found = (run.host, run.bytes);
         for allocation in &run.allocations {
-            allocation.cow_done.set(true);
-            if let Err(error) = self.link(block, allocation, None, &mut locked).await {
+            if let Err(error) = self.link(block, allocation, None, locked).await {
                 self.abandon(block, run.allocations.clone()).await;
                 return Err(error);
             }

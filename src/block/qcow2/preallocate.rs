@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use crate::block::{Block, Preallocation};
 use crate::errno::Errno;
-use crate::sim::WaitQueue;
 use crate::sim::shared::Cell;
+use crate::sim::{CoMutexGuard, WaitQueue};
 
 use super::Qcow2;
 use super::inflight::Allocation;
@@ -19,13 +19,19 @@ use super::refgrow::Room;
 impl Qcow2 {
     /// Maps every cluster of the range without writing data, and lets the file reach to the last. The error is
     /// QEMU's text.
-    pub(super) async fn preallocate(self: &Rc<Self>, block: &Rc<Block>, from: u64, to: u64) -> Result<(), String> {
+    pub(super) async fn preallocate<'a>(
+        self: &'a Rc<Self>,
+        block: &'a Rc<Block>,
+        from: u64,
+        to: u64,
+        locked: &mut Option<CoMutexGuard<'a>>,
+    ) -> Result<(), String> {
         let failed = |error: Errno| format!("Allocating clusters failed: {error}");
         let mut at = from;
         let mut file_end = 0;
         while at < to {
-            let (host, bytes) = self.allocate_range(block, at, to - at).await.map_err(failed)?;
-            file_end = host + bytes.next_multiple_of(self.geo.cluster_size());
+            let (host, bytes) = self.allocate_range(block, at, to - at, locked).await.map_err(failed)?;
+            file_end = (host + bytes).next_multiple_of(self.geo.cluster_size());
             at += bytes;
         }
         if file_end > block.node(self.file).length.get() {
@@ -35,12 +41,13 @@ impl Qcow2 {
     }
 
     /// Maps every cluster of the range to one area at the end of the file, and allocates that.
-    pub(super) async fn preallocate_data(
-        self: &Rc<Self>,
-        block: &Rc<Block>,
+    pub(super) async fn preallocate_data<'a>(
+        self: &'a Rc<Self>,
+        block: &'a Rc<Block>,
         from: u64,
         to: u64,
         preallocation: Preallocation,
+        locked: &mut Option<CoMutexGuard<'a>>,
     ) -> Result<(), String> {
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
         let cluster_size = self.geo.cluster_size();
@@ -61,31 +68,31 @@ impl Qcow2 {
             self.free_clusters(block, place, bytes, DiscardType::Other).await;
             return Err(format!("Failed to resize underlying file: {text}"));
         }
-        self.map_area(block, from, place, clusters).await.map_err(|error| failed("Failed to update L2 tables", error))
-    }
-
-    /// Points the L2 entries from guest offset `from` on at consecutive clusters.
-    async fn map_area(self: &Rc<Self>, block: &Rc<Block>, from: u64, place: u64, clusters: u64) -> Result<(), Errno> {
-        let (mut guest, mut host, mut left) = (from, place, clusters);
-        let mut locked = None;
+        let (mut guest, mut host, mut left) = (first_guest, place, clusters);
         while left > 0 {
             let count = left.min(self.entries_behind(guest));
-            let head = guest % self.geo.cluster_size();
-            let allocation = Allocation {
-                guest: guest - head,
-                host,
-                clusters: count,
-                keeps_clusters: false,
-                head: (0, head),
-                tail: (count << self.geo.cluster_bits, count << self.geo.cluster_bits),
-                cow_done: Cell::new(false),
-                waiters: WaitQueue::default(),
-            };
-            self.link(block, &allocation, None, &mut locked).await?;
-            guest = guest - head + (count << self.geo.cluster_bits);
+            let allocation =
+                empty_clusters(guest, host, count, count << self.geo.cluster_bits, from.saturating_sub(guest));
+            let linked = self.link(block, &allocation, None, locked).await;
+            linked.map_err(|error| failed("Failed to update L2 tables", error))?;
+            guest += count << self.geo.cluster_bits;
             host += count << self.geo.cluster_bits;
             left -= count;
         }
         Ok(())
+    }
+}
+
+/// `clusters` clusters that nothing is written to but the old content of the first `head` bytes.
+fn empty_clusters(guest: u64, host: u64, clusters: u64, bytes: u64, head: u64) -> Allocation {
+    Allocation {
+        guest,
+        host,
+        clusters,
+        keeps_clusters: false,
+        head: (0, head),
+        tail: (bytes, bytes),
+        cow_done: Cell::new(false),
+        waiters: WaitQueue::default(),
     }
 }

@@ -29,7 +29,7 @@ impl Qcow2 {
         if !size.is_multiple_of(512) {
             return Err("The new size must be a multiple of 512".to_owned());
         }
-        let locked = self.lock(block).await;
+        let mut locked = Some(self.lock(block).await);
         if self.geo.version < 3 && !self.snapshots.borrow().list.is_empty() {
             return Err("Can't resize a v2 image which has snapshots".to_owned());
         }
@@ -48,9 +48,9 @@ impl Qcow2 {
         }
         match preallocation {
             Preallocation::Off => {}
-            Preallocation::Metadata => self.preallocate(block, old_size, size).await?,
+            Preallocation::Metadata => self.preallocate(block, old_size, size, &mut locked).await?,
             Preallocation::Falloc | Preallocation::Full => {
-                self.preallocate_data(block, old_size, size, preallocation).await?;
+                self.preallocate_data(block, old_size, size, preallocation, &mut locked).await?;
             }
         }
         if preallocation != Preallocation::Off {
@@ -60,11 +60,9 @@ impl Qcow2 {
         }
         let zeroed = matches!(preallocation, Preallocation::Falloc | Preallocation::Full);
         let hides = !zeroed && size > old_size;
-        let locked = if hides && self.backing_reaches_beyond(block, old_size) {
-            self.hide_backing(block, old_size, size, locked).await?
-        } else {
-            locked
-        };
+        if hides && self.backing_reaches_beyond(block, old_size) {
+            self.hide_backing(block, old_size, size, &mut locked).await?;
+        }
         self.header.borrow_mut().size = size;
         let written = self.write_sync(block, 24, Content::from_bytes(size.to_be_bytes())).await;
         written.map_err(|error| {
@@ -84,8 +82,8 @@ impl Qcow2 {
         block: &'a Rc<Block>,
         old_size: u64,
         size: u64,
-        locked: CoMutexGuard<'a>,
-    ) -> Result<CoMutexGuard<'a>, String> {
+        locked: &mut Option<CoMutexGuard<'a>>,
+    ) -> Result<(), String> {
         let start = old_size.next_multiple_of(self.geo.cluster_size());
         let can_clear = self.geo.version >= 3;
         if start < size && can_clear {
@@ -94,14 +92,15 @@ impl Qcow2 {
         }
         let head_end = if can_clear { start.min(size) } else { size };
         if head_end == old_size {
-            return Ok(locked);
+            return Ok(());
         }
         // The head of the area shares a cluster with old data: a write like any other.
-        drop(locked);
+        *locked = None;
         let zeros = Content::zeros(head_end - old_size);
         let written = self.pwrite(block, old_size, zeros, ReqFlags::NONE).await;
         written.map_err(|error| format!("Failed to zero out the new area: {error}"))?;
-        Ok(self.lock(block).await)
+        *locked = Some(self.lock(block).await);
+        Ok(())
     }
 
     fn backing_reaches_beyond(&self, block: &Block, size: u64) -> bool {
