@@ -98,7 +98,7 @@ impl Machine {
         Ok(json!({}))
     }
 
-    /// A plain snapshot command: likewise.
+    /// blockdev-snapshot or blockdev-snapshot-sync: likewise (`qmp_blockdev_snapshot` in `blockdev.c`).
     pub(in crate::qmp) async fn single_snapshot(
         self: &Rc<Self>,
         arguments: &Map<String, Value>,

@@ -5,11 +5,10 @@
 //! output, except an unknown command, a wrong number of arguments and what getopt says, which go to standard error.
 //! Nothing is done here.
 
-use std::cell::RefCell;
-
 use crate::block::{Perm, Preallocation, REQUEST_MAX_BYTES};
 use crate::cutils::{StrtoszError, strtol, strtosz, strtosz_warns};
 use crate::quirks::Quirks;
+use crate::sim::shared::RefCell;
 
 use super::table::{COMMANDS, Spec};
 
