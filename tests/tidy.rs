@@ -147,9 +147,9 @@ fn each_command_names_the_source_of_its_behaviour() {
             if !doc.contains(".c`") {
                 found.push(place(&source, line));
             }
-            docs.push_str(&doc);
         }
-        docs.push_str(&source.text.lines().filter(|line| line.starts_with("//!")).collect::<String>());
+        let is_doc = |line: &&str| line.starts_with("//!") || line.trim_start().starts_with("///");
+        docs.extend(source.text.lines().filter(is_doc));
     }
     none("Whoever reads of a command must know where QEMU has it: name the file of QEMU's source.", &found);
     // `block-job-pause, -resume`: a name may be shortened to what it ends in.

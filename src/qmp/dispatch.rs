@@ -177,15 +177,19 @@ impl Machine {
             "query-status" => Ok(self.query_status()),
             "stop" => self.stop().await,
             "cont" => Ok(self.cont()),
-            "quit" => {
-                self.quits.set(true);
-                self.shutdown().await;
-                Ok(json!({}))
-            }
+            "quit" => Ok(self.quit().await),
             _ => Ok(json!({})),
         }
     }
 
+    /// quit: what a machine does when it is told to end (`qmp_quit` in `monitor/qmp-cmds.c`).
+    async fn quit(self: &Rc<Self>) -> Value {
+        self.quits.set(true);
+        self.shutdown().await;
+        json!({})
+    }
+
+    /// query-version (`monitor/qmp-cmds-control.c`); query-name has nothing to tell (`monitor/qmp-cmds.c`).
     fn version(&self) -> Value {
         let (major, minor, micro) = if self.block.quirks.since_9 { (10, 0, 2) } else { (7, 2, 22) };
         json!({"qemu": {"major": major, "minor": minor, "micro": micro}, "package": "backsim"})
