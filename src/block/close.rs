@@ -1,4 +1,4 @@
-//! References, closing nodes, inserting and removing filters, changing lengths.
+//! References, closing nodes, inserting and removing filters.
 //!
 //! A node without references is flushed, closed and forgotten, then its children lose a
 //! reference each. QEMU's source: `bdrv_unref`, `bdrv_close`, `bdrv_insert_node` and
@@ -7,7 +7,6 @@
 use std::rc::Rc;
 
 use crate::bitmap::BitmapId;
-use crate::errno::Errno;
 
 use super::blkdebug::Blkdebug;
 use super::cbw::{CbwOptions, CopyBeforeWrite};
@@ -265,6 +264,5 @@ impl Block {
             layer = here.filtered_child().or_else(|| here.backing());
         }
         false
-    }
     }
 }
