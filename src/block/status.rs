@@ -69,12 +69,12 @@ impl Block {
         let supports_backing = matches!(&*node.driver.borrow(), Driver::Qcow2(_));
         if status.flags.intersects(StatusFlags::DATA | StatusFlags::ZERO) {
             status.flags |= StatusFlags::ALLOCATED;
-        } else if want_zero && supports_backing {
-            let behind_backing = match node.backing() {
+        } else if supports_backing {
+            let zero = match node.backing() {
                 None => true,
-                Some(backing) => offset >= self.node(backing).length.get(),
+                Some(backing) => want_zero && offset >= self.node(backing).length.get(),
             };
-            if behind_backing {
+            if zero {
                 status.flags |= StatusFlags::ZERO;
             }
         }
@@ -182,7 +182,15 @@ impl Block {
         Ok((status.flags.contains(StatusFlags::ALLOCATED), status.bytes))
     }
 
-    /// Whether a range surely reads as zeros, through the whole chain (`bdrv_co_is_zero_fast`).
+    /// Whether a range surely reads as zeros, as far as one cheap look at the chain tells; it does not tell where the
+    /// range goes on behind the node's end (`bdrv_co_is_zero_fast`).
+    pub async fn co_is_zero_fast(self: &Rc<Self>, node: NodeId, offset: u64, bytes: u64) -> Res<bool> {
+        let answer = self.co_block_status_above(node, None, offset, bytes, false).await?.status;
+        Ok(answer.bytes == bytes && answer.flags.contains(StatusFlags::ZERO))
+    }
+
+    /// Whether a range, or what of it lies before the node's end, reads as zeros through the whole chain (`is_zero` in
+    /// `block/qcow2.c`).
     pub async fn co_is_zero(self: &Rc<Self>, node: NodeId, offset: u64, bytes: u64) -> Res<bool> {
         let mut pos = offset;
         let end = offset + bytes;

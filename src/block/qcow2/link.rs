@@ -133,7 +133,7 @@ impl Qcow2 {
     /// Whether head and tail surely read as zeros.
     async fn is_zero_cow(&self, block: &Rc<Block>, allocation: &Allocation) -> Res<bool> {
         for (start, end) in [allocation.head, allocation.tail] {
-            if start < end && !block.co_is_zero(self.node, allocation.guest + start, end - start).await? {
+            if start < end && !block.co_is_zero_fast(self.node, allocation.guest + start, end - start).await? {
                 return Ok(false);
             }
         }

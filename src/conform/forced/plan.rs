@@ -104,7 +104,11 @@ impl Planner {
     /// Takes in the requests that have begun since the last move.
     fn look(&mut self, point: &ChoicePoint<'_>) {
         let mut plan = self.plan.borrow_mut();
-        for alternative in point.alternatives.iter().filter(|one| !one.is_loop() && one.sequence > self.seen) {
+        let mut new: Vec<_> =
+            point.alternatives.iter().filter(|one| !one.is_loop() && one.sequence > self.seen).collect();
+        // They stand in the order in which they would be told; what is noted is the order in which they begin.
+        new.sort_by_key(|one| one.sequence);
+        for alternative in new {
             let footprint = &alternative.footprint;
             let node = point.sim.and_then(|sim| sim.object_name(footprint.object));
             let is_request = matches!(footprint.what, "read" | "write" | "flush" | "discard");
