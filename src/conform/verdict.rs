@@ -133,23 +133,33 @@ pub struct RealSide {
     pub trouble: Option<Trouble>,
 }
 
-/// Compares the runs of a real QEMU (at least one) with the model's.
+impl RealSide {
+    /// Whether QEMU came to do anything of the case, as far as its surroundings are to blame.
+    fn began(&self) -> bool {
+        let kind = self.trouble.as_ref().map(|trouble| &trouble.kind);
+        !matches!(kind, Some(TroubleKind::NotStarted(_) | TroubleKind::Surroundings(_)))
+    }
+}
+
+/// Compares the runs of a real QEMU (at least one) with the model's. A run that never began says nothing about QEMU:
+/// it counts only where there is no other.
 pub fn compare(runs: &[RealSide], model: &Side) -> Verdict {
+    let began: Vec<&RealSide> = runs.iter().filter(|run| run.began()).collect();
+    let runs = if began.is_empty() { runs.iter().collect() } else { began };
     let same = |run: &&RealSide| agrees(run, model);
     let Some(other) = runs.iter().find(|run| !same(run)) else {
         return Verdict::Same;
     };
     let example = Difference { real: other.side.clone(), model: model.clone() };
     let mut ways: Vec<&RealSide> = Vec::new();
-    for run in runs {
+    for run in &runs {
         if !ways.iter().any(|way| alike(way, run)) {
             ways.push(run);
         }
     }
     match &other.trouble {
-        _ if ways.len() > 1 => {
-            Verdict::Unstable { ways: ways.len(), agrees: runs.iter().any(|run| same(&run)), example }
-        }
+        Some(trouble) if !other.began() => Verdict::Broken { trouble: trouble.clone(), example },
+        _ if ways.len() > 1 => Verdict::Unstable { ways: ways.len(), agrees: runs.iter().any(same), example },
         Some(trouble) => Verdict::Broken { trouble: trouble.clone(), example },
         None => Verdict::Different(example),
     }
@@ -224,6 +234,19 @@ mod tests {
         let runs = [real(side("a\n")), real(side("b\n")), real(side("a\n"))];
         assert!(matches!(compare(&runs, &side("b\n")), Verdict::Unstable { ways: 2, agrees: true, .. }));
         assert!(matches!(compare(&runs, &side("c\n")), Verdict::Unstable { ways: 2, agrees: false, .. }));
+    }
+
+    #[test]
+    fn a_qemu_that_did_not_start_is_broken_and_no_difference() {
+        let unstarted =
+            || broken(failed("", RunErrorKind::Machine), TroubleKind::NotStarted("out of memory".to_owned()));
+        assert_eq!(compare(&[unstarted()], &side("a\n")).word(), "broken");
+        let runs =
+            [unstarted(), broken(failed("a\n", RunErrorKind::Machine), TroubleKind::NotStarted("again".to_owned()))];
+        assert_eq!(compare(&runs, &side("a\n")).word(), "broken");
+        // Another run that did start decides.
+        assert_eq!(compare(&[unstarted(), real(side("a\n"))], &side("a\n")).word(), "same");
+        assert_eq!(compare(&[unstarted(), real(side("a\n"))], &side("b\n")).word(), "different");
     }
 
     #[test]

@@ -244,9 +244,10 @@ impl Shrinker<'_> {
     }
 }
 
-/// What belongs to the scenario whatever the failure needs: whose behaviour it has.
+/// What belongs to the scenario whatever the failure needs: whose behaviour it has, and what its nodes are called, by
+/// which a schedule is read, and forced on a real QEMU.
 fn may_go(part: &str) -> bool {
-    let kept = ["compat:", "name:", "steps:", "log:"];
+    let kept = ["compat:", "name:", "node-name:", "steps:", "log:"];
     !kept.iter().any(|key| part.trim_start().starts_with(key))
 }
 

@@ -93,6 +93,8 @@ pub fn force(qemu: &Qemu, file: &ReplayFile) -> Result<ForcedReport, String> {
     let options = SimOptions {
         choices: Choices::with(Box::new(planner)),
         directory: Some(model_dir.clone()),
+        // Departures are named by what actors say that they do next.
+        observe: Some(Box::new(|sim| sim.trace().want_detail())),
         ..SimOptions::default()
     };
     let model: Side = simulate(&case, options)?.outcome.into();
