@@ -107,6 +107,23 @@ const TINY: &[Tiny] = &[
     Tiny { cancel: true, ..backup(1, 1, &[]) },
 ];
 
+/// Two guests that share nothing: whoever ends first, it makes no difference. Only which of them opens the disk is left.
+#[test]
+fn ends_of_actors_commute() {
+    let tiny = guests(&[&["write -P 1 0 64k"], &["write -P 2 64k 64k"]]);
+    assert_eq!(all_of(&tiny.setup(), Reduction::SourceSets).classes.len(), 2);
+    let three = guests(&[&["write -P 1 0 64k"], &["write -P 2 64k 64k"], &["read 0 0"]]);
+    assert_eq!(all_of(&three.setup(), Reduction::SourceSets).classes.len(), 6);
+}
+
+#[test]
+fn a_backup_with_a_cancel_and_a_guest_takes_few_runs() {
+    let tiny = Tiny { cancel: true, ..backup(2, 2, &[&["write -P 1 64k 64k"]]) };
+    let found = all_of(&tiny.setup(), Reduction::SourceSets);
+    assert!(found.runs < 200, "{} runs", found.runs);
+    assert!(found.states.len() > 1, "a cancel that comes early leaves something else than one that comes late");
+}
+
 /// What a search has found.
 #[derive(Default)]
 struct Found {

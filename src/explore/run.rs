@@ -9,6 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Once;
 
+use serde_json::Value;
+
 use crate::quirks::Compat;
 use crate::scenario::Case;
 use crate::scenario::ast::{Outcome, Verb};
@@ -245,6 +247,10 @@ fn hash(state: Option<&FinalState>, violations: &[Violation]) -> u64 {
     for bitmap in &state.bitmaps {
         bitmap.dirty.iter().for_each(|(offset, bytes)| hash.add(offset ^ bytes << 32));
         hash.add(u64::from(bitmap.recording) | u64::from(bitmap.busy) << 1);
+    }
+    for (name, data) in &state.events {
+        hash.add(name.bytes().fold(0, |sum, byte| sum << 5 ^ u64::from(byte)));
+        hash.add(data.get("offset").and_then(Value::as_u64).unwrap_or(u64::MAX));
     }
     hash.add(state.jobs.len() as u64);
     hash.0

@@ -13,8 +13,8 @@ use crate::block::{Cost, Costs, Fault, FileLocks, Operation, Timing};
 use crate::img::{ImgEnv, NewImage};
 use crate::qmp::{Machine, MachineConfig};
 use crate::quirks::{Compat, Quirks};
-use crate::sim::shared::{Cell, Counter, RefCell};
-use crate::sim::{Choices, Recorded, Sim, Stuck, TraceEvent};
+use crate::sim::shared::{Cell, RefCell};
+use crate::sim::{Choices, Countdown, Recorded, Sim, Stuck, TraceEvent};
 use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
@@ -363,8 +363,7 @@ impl Backend for SimBackend {
         let sim = &self.0.sim;
         let Some(me) = sim.current() else { return Ok(()) };
         self.0.concurrent.set(self.0.concurrent.get() + 1);
-        let left: Rc<Counter<usize>> = Rc::default();
-        left.add(actors.len());
+        let left = Rc::new(Countdown::new(actors.len(), me));
         let failure: Rc<RefCell<Option<RunError>>> = Rc::default();
         for (name, actor) in actors {
             let (left, failure, waker) = (left.clone(), failure.clone(), sim.clone());
@@ -375,13 +374,13 @@ impl Backend for SimBackend {
                     // An actor whose machine another one has killed has simply ended.
                     if error.kind != RunErrorKind::Machine || waker.deaths() == deaths {
                         failure.borrow_mut().get_or_insert(error);
+                        waker.wake(me);
                     }
                 }
-                left.sub(1);
-                waker.wake(me);
+                left.done(&waker);
             });
         }
-        while left.get() > 0 && failure.borrow().is_none() {
+        while !left.is_over() && failure.borrow().is_none() {
             sim.park("the actors").await;
         }
         self.0.concurrent.set(self.0.concurrent.get() - 1);

@@ -371,6 +371,19 @@ impl Sim {
             return;
         }
         access::touch(id.object(), Mode::Write);
+        self.wake_unseen(id);
+    }
+
+    /// Wakes a task that many want to be woken, if the caller is the last of them: as far as the order of steps
+    /// goes, all of them wake it.
+    pub(super) fn wake_if(&self, id: TaskId, last: bool) {
+        access::touch(id.object(), Mode::Add);
+        if last && !self.0.dropping.get() {
+            self.wake_unseen(id);
+        }
+    }
+
+    fn wake_unseen(&self, id: TaskId) {
         match self.kind(id) {
             None => {}
             Some(TaskKind::Actor) => {

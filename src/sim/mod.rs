@@ -21,7 +21,7 @@ pub mod trace;
 pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
 pub use executor::{LocalFuture, Sim, Stuck, TaskId, TaskKind};
 pub use poll::{PollUntil, Sleeper};
-pub use sync::{CoMutex, CoMutexGuard, WaitQueue};
+pub use sync::{CoMutex, CoMutexGuard, Countdown, WaitQueue};
 pub use trace::{BackupCreated, BitmapDump, Runs, Trace, TraceEvent};
 
 /// Virtual time in nanoseconds since the start of the run.

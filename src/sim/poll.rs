@@ -182,13 +182,23 @@ impl EventLoop {
         self.loops += 1;
         self.begin_event(mix(access::LOOP, self.loops));
         access::touch(access::LOOP, Mode::Write);
+    }
+
+    /// Whether no bottom half waits for the next slice.
+    fn no_bottom_half(&self) -> bool {
         access::touch(access::BOTTOM_HALVES, Mode::Read);
+        self.pending.is_empty()
+    }
+
+    /// Whether nothing waits for the next dispatch of the monitor's context.
+    fn monitor_is_quiet(&self) -> bool {
         access::touch(access::MONITOR, Mode::Read);
+        self.monitor_pending.is_empty()
     }
 
     /// Whether all that the loop can do by itself is to look at the innermost frame's condition.
     fn can_only_look(&self) -> bool {
-        self.pending.is_empty() && !self.frames.is_empty()
+        !self.frames.is_empty() && self.no_bottom_half()
     }
 
     /// Whether the loop is where QEMU's looks for what is ready.
@@ -197,7 +207,7 @@ impl EventLoop {
     }
 
     fn take_slice(&mut self) -> bool {
-        if self.pending.is_empty() {
+        if self.no_bottom_half() {
             return false;
         }
         access::touch(access::BOTTOM_HALVES, Mode::Write);
@@ -241,14 +251,11 @@ impl EventLoop {
     }
 
     fn is_idle(&self) -> bool {
-        let main_idle = self.slices.is_empty() && self.pending.is_empty();
+        // Each queue is looked at only where it decides.
+        let rest_idle = if self.frames.is_empty() { self.monitor_slice.is_empty() } else { self.looked };
+        let own_idle = self.slices.is_empty() && rest_idle && self.no_bottom_half();
         // Inside a frame's poll the monitor's context does not run.
-        let rest_idle = if self.frames.is_empty() {
-            self.monitor_pending.is_empty() && self.monitor_slice.is_empty()
-        } else {
-            self.looked
-        };
-        main_idle && rest_idle
+        own_idle && (!self.frames.is_empty() || self.monitor_is_quiet())
     }
 }
 
@@ -320,7 +327,7 @@ impl Sim {
     /// One bare poll of the main context's bottom halves (`aio_bh_poll`), from a frame.
     pub async fn poll_bottom_halves(&self) {
         let done = Cell::new(false);
-        self.poll_until("one poll", || done.replace(true) || self.0.events.borrow().pending.is_empty()).await;
+        self.poll_until("one poll", || done.replace(true) || self.0.events.borrow().no_bottom_half()).await;
     }
 
     /// Runs `future` in a coroutine and polls until it has ended; inside a coroutine it is simply
@@ -403,7 +410,7 @@ impl Sim {
         let mut events = self.0.events.borrow_mut();
         if events.turn == Turn::Main {
             events.turn = Turn::Monitor;
-            if !events.monitor_pending.is_empty() {
+            if !events.monitor_is_quiet() {
                 access::touch(access::MONITOR, Mode::Write);
             }
             events.monitor_slice = std::mem::take(&mut events.monitor_pending);
@@ -414,7 +421,7 @@ impl Sim {
             self.run_bottom_half(next);
             return Ok(());
         }
-        let more = events.take_slice() || !events.monitor_pending.is_empty();
+        let more = events.take_slice() || !events.monitor_is_quiet();
         if more {
             events.turn = Turn::Main;
             return Ok(());
@@ -500,7 +507,8 @@ impl Sim {
         }
         let mut keys: SmallVec<[Option<ArrivalKey>; 16]> = SmallVec::new();
         let mut alternatives: SmallVec<[Alternative; 16]> = SmallVec::new();
-        {
+        // The loop's looks at its own queues here belong to no event.
+        access::unseen(|| {
             let events = self.0.events.borrow();
             if !events.is_idle() {
                 keys.push(None);
@@ -514,7 +522,7 @@ impl Sim {
                     alternatives.push(Alternative { footprint, sequence: key.sequence, event });
                 }
             }
-        }
+        });
         let has_loop = alternatives.first().is_some_and(Alternative::is_loop);
         let point = ChoicePoint { step: self.steps(), alternatives: &alternatives, sim: Some(self) };
         let taken = match keys.len() {

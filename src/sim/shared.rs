@@ -190,6 +190,12 @@ impl<T: Copy + Default + PartialEq + std::ops::Add<Output = T> + std::ops::Sub<O
         self.inner.set(value);
     }
 
+    /// So many fewer; tells whether it was the last. What follows must be the same whoever is the last.
+    pub fn sub_to_zero(&self, fewer: T) -> bool {
+        self.sub(fewer);
+        self.inner.get() == T::default()
+    }
+
     /// So many fewer.
     pub fn sub(&self, fewer: T) {
         touch(self.object, Mode::Sub);

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::executor::{Sim, TaskId};
-use super::shared::{Cell, RefCell};
+use super::shared::{Cell, Counter, RefCell};
 
 /// A queue of sleeping tasks (`CoQueue`).
 #[derive(Default)]
@@ -49,6 +49,33 @@ impl WaitQueue {
     /// Whether nobody sleeps here.
     pub fn is_empty(&self) -> bool {
         self.waiting.borrow().is_empty()
+    }
+}
+
+/// How many tasks are still under way that one other waits for. Only the last one wakes it, so the order in which
+/// they end makes no difference to anybody.
+pub struct Countdown {
+    left: Counter<usize>,
+    waiter: TaskId,
+}
+
+impl Countdown {
+    /// `waiter` waits for so many.
+    pub fn new(left: usize, waiter: TaskId) -> Countdown {
+        let counter = Counter::default();
+        counter.add(left);
+        Countdown { left: counter, waiter }
+    }
+
+    /// One of them is over.
+    pub fn done(&self, sim: &Sim) {
+        let last = self.left.sub_to_zero(1);
+        sim.wake_if(self.waiter, last);
+    }
+
+    /// Whether all are over, for the waiter.
+    pub fn is_over(&self) -> bool {
+        self.left.awaited() == 0
     }
 }
 
