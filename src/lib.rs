@@ -6,7 +6,7 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`errno`], [`quirks`], [`shard`], [`units`], [`cutils`] | the ground: error numbers, version differences, parts of work, sizes and durations, numbers as QEMU reads them |
+//! | [`errno`], [`quirks`], [`shard`], [`units`], [`cutils`], [`workers`] | the ground: error numbers, version differences, parts of work, sizes and durations, numbers as QEMU reads them, pieces done side by side |
 //! | [`sim`] | executor in QEMU's event-loop order, virtual time, choices, wait queues, trace |
 //! | [`store`] | bytes: sparse memory by runs, real files |
 //! | [`bitmap`] | dirty bitmaps: granularity, successor, merge |
@@ -35,3 +35,4 @@ pub mod shard;
 pub mod sim;
 pub mod store;
 pub mod units;
+pub mod workers;

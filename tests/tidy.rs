@@ -12,7 +12,7 @@ use backsim::cli::exit::Exit;
 use source::{Function, Source, blank, root};
 
 /// What all layers may use.
-const GROUND: &[&str] = &["cutils", "errno", "quirks", "shard", "units"];
+const GROUND: &[&str] = &["cutils", "errno", "quirks", "shard", "units", "workers"];
 
 /// The layers from the ground up; those of one entry stand side by side.
 const LAYERS: &[&[&str]] = &[

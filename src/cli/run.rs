@@ -1,6 +1,7 @@
 //! `backsim run`: transcripts on standard output, and nothing else there.
 //!
-//! All files are read and checked before the first case runs. How a run ended is told on standard error.
+//! All files are read and checked before the first case runs. Cases run side by side, each on one thread, and
+//! are told in order. How a run ended is told on standard error.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use crate::report::ChromeTrace;
 use crate::scenario::Case;
+use crate::scenario::run::CaseOutcome;
+use crate::workers::{cores, in_order};
 
 use super::args::RunArgs;
-use super::engine::{Overrides, RunOptions, Runner, guarded, judge};
+use super::engine::{Defect, Overrides, RunOptions, Runner, guarded, judge};
 use super::error::{Failure, Message};
 use super::exit::Exit;
-use super::images::Images;
+use super::images::{Images, Place};
 use super::select::{self, Loaded};
 use super::terminal::{Progress, Terminal};
 
@@ -25,25 +28,41 @@ pub fn run(args: &RunArgs, terminal: &mut Terminal<'_>, runner: Runner) -> Resul
         overrides.apply(case);
     }
     keep_named(&mut loaded, args.case.as_deref())?;
+    let mut images = images(args, &loaded)?;
+    let mut works = Vec::new();
+    for Loaded { scenario, cases } in &loaded {
+        for case in cases {
+            let kept = if args.dir.is_some() { images.place(&stem(&scenario.file), case)? } else { None };
+            works.push(Work { file: scenario.file.to_string(), case, kept });
+        }
+    }
     let mut session = Session {
-        runner,
-        images: images(args, &loaded)?,
         trace: args.trace.as_deref().map(|path| TraceFile::create(path, &args.files)).transpose()?,
         exit: Exit::Good,
     };
-    let mut progress = Progress::new(loaded.iter().map(|loaded| loaded.cases.len()).sum());
-    for Loaded { scenario, cases } in &loaded {
-        for case in cases {
-            progress.show(terminal, &format!("{}: {}", scenario.file, case.name))?;
-            session.case(&scenario.file, case, &mut progress, terminal)?;
-            progress.advance();
-        }
-    }
+    let traced = session.trace.is_some();
+    let mut progress = Progress::new(works.len());
+    progress.show(terminal, "")?;
+    let carry_out = |index: u64| {
+        let work = &works[index as usize];
+        (work, work.carry_out(runner, traced.then_some(index as u32)))
+    };
+    in_order(works.len() as u64, cores(), carry_out, |(work, done)| {
+        progress.hide(terminal)?;
+        session.tell(work, done, terminal)?;
+        progress.advance();
+        progress.show(terminal, &format!("{}: {}", work.file, work.case.name)).map_err(Failure::from)
+    })?;
     progress.hide(terminal)?;
     if let Some(trace) = session.trace {
         trace.finish()?;
     }
     Ok(session.exit)
+}
+
+/// The name of a scenario's file without its ending.
+fn stem(file: &str) -> String {
+    Path::new(file).file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
 /// Leaves out all cases but those called `name`.
@@ -76,47 +95,82 @@ fn images(args: &RunArgs, loaded: &[Loaded]) -> Result<Images, Failure> {
     Images::kept(dir)
 }
 
+/// A case to be run.
+struct Work<'a> {
+    file: String,
+    case: &'a Case,
+    /// Its directory below `--dir`.
+    kept: Option<Place>,
+}
+
+/// What came of a case.
+struct Done {
+    outcome: CaseOutcome,
+    stderr: String,
+    /// Its part of the trace, if one is wanted.
+    trace: ChromeTrace,
+}
+
+impl Work<'_> {
+    /// Runs the case on the caller's thread. `traced` is its number, from 0, if a trace is wanted.
+    fn carry_out(&self, runner: Runner, traced: Option<u32>) -> Result<Done, Trouble> {
+        let temporary = match self.kept {
+            Some(_) => None,
+            None => Images::Temporary.place("", self.case).map_err(Trouble::Failure)?,
+        };
+        let dir = self.kept.as_ref().or(temporary.as_ref()).map(|place| place.path().to_owned());
+        let options = RunOptions { dir, trace: traced.is_some() };
+        let run = guarded(|| runner(self.case, &options)).map_err(Trouble::Defect)?.map_err(|why| {
+            Trouble::Failure(Message::mistake(why).at(format!("{}:{}", self.file, self.case.line)).into())
+        })?;
+        let mut trace = ChromeTrace::after(traced.unwrap_or(0));
+        if traced.is_some() {
+            trace.case(&format!("{}: {}", self.file, self.case.name), &run.trace);
+        }
+        Ok(Done { outcome: run.outcome, stderr: run.stderr, trace })
+    }
+}
+
+/// Why nothing came of a case.
+enum Trouble {
+    /// A defect of backsim's own; other cases may be well.
+    Defect(Defect),
+    /// Nothing can go on.
+    Failure(Failure),
+}
+
 /// What the cases of one command have in common.
 struct Session {
-    runner: Runner,
-    images: Images,
     trace: Option<TraceFile>,
     exit: Exit,
 }
 
 impl Session {
-    fn case(
+    fn tell(
         &mut self,
-        file: &str,
-        case: &Case,
-        progress: &mut Progress,
+        work: &Work<'_>,
+        done: Result<Done, Trouble>,
         terminal: &mut Terminal<'_>,
     ) -> Result<(), Failure> {
-        let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let place = self.images.place(&stem.unwrap_or_default(), case)?;
-        let dir = place.as_ref().map(|place| place.path().to_owned());
-        let options = RunOptions { dir, trace: self.trace.is_some() };
-        let runner = self.runner;
-        let result = guarded(|| runner(case, &options));
-        progress.hide(terminal)?;
-        let run = match result {
-            Ok(Ok(run)) => run,
-            Ok(Err(why)) => return Err(Message::mistake(why).at(format!("{file}:{}", case.line)).into()),
-            Err(defect) => {
+        let Work { file, case, .. } = work;
+        let done = match done {
+            Ok(done) => done,
+            Err(Trouble::Failure(failure)) => return Err(failure),
+            Err(Trouble::Defect(defect)) => {
                 self.exit = self.exit.max(Exit::Broken);
                 writeln!(terminal.err, "{file}:{}: case `{}`: {defect}", case.line, case.name)?;
                 return Ok(());
             }
         };
-        terminal.out.write_all(run.outcome.transcript.text().as_bytes())?;
+        terminal.out.write_all(done.outcome.transcript.text().as_bytes())?;
         terminal.out.flush()?;
-        terminal.err.write_all(run.stderr.as_bytes())?;
-        if let Some(complaint) = judge(case, &run.outcome.ending) {
+        terminal.err.write_all(done.stderr.as_bytes())?;
+        if let Some(complaint) = judge(case, &done.outcome.ending) {
             self.exit = self.exit.max(Exit::Different);
             writeln!(terminal.err, "{file}:{}: case `{}`: {}", complaint.line, case.name, complaint.what)?;
         }
         if let Some(trace) = &mut self.trace {
-            trace.content.case(&format!("{file}: {}", case.name), &run.trace);
+            trace.content.append(&done.trace);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::explore::file::ReplayFile;
 use crate::scenario::load;
+use crate::workers::in_order;
 
 use super::forced::{Forced, force};
 use super::generate::{Family, generate};
@@ -16,7 +17,6 @@ use super::search::{Counts, Done, Search, SearchOptions, Summary};
 use super::tools::{Qemu, QemuError};
 use super::trial::{CaseReport, Model, Repeat, Trial};
 use super::verdict::Verdict;
-use super::workers::in_order;
 
 /// How many lines of a difference are shown; all of it is in the files that are kept.
 const SHOWN_LINES: usize = 60;
@@ -127,12 +127,9 @@ fn files(options: &ConformOptions, trial: &Trial<'_>, out: &mut dyn Write) -> io
         (file, reports.map_err(|mistakes| mistakes.to_string()))
     };
     let mut counts = Counts::default();
-    let mut written = Ok(());
     in_order(options.files.len() as u64, options.jobs, work, |(file, report)| {
-        written = file_report(trial, file, &report, &mut counts, out);
-        written.is_ok()
-    });
-    written?;
+        file_report(trial, file, &report, &mut counts, out)
+    })?;
     writeln!(out, "{}", sentence(&counts))?;
     Ok(status_of(&counts))
 }

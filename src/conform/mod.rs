@@ -15,7 +15,6 @@ pub mod skip;
 mod tools;
 mod trial;
 mod verdict;
-mod workers;
 
 pub use command::{ConformError, ConformOptions, GenerateOptions, Status, command};
 pub use real_run::{RealRun, run_real};

@@ -21,6 +21,20 @@ pub struct ChromeTrace {
 }
 
 impl ChromeTrace {
+    /// A part of a file in which so many cases come before.
+    pub fn after(cases: u32) -> ChromeTrace {
+        ChromeTrace { body: String::new(), cases }
+    }
+
+    /// Adds what was made apart by [`ChromeTrace::after`].
+    pub fn append(&mut self, part: &ChromeTrace) {
+        if !self.body.is_empty() && !part.body.is_empty() {
+            self.body.push_str(",\n");
+        }
+        self.body.push_str(&part.body);
+        self.cases = part.cases;
+    }
+
     /// Adds the events of a case.
     pub fn case(&mut self, name: &str, events: &[Stamped]) {
         self.cases += 1;

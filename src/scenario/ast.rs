@@ -4,7 +4,7 @@
 //! these can't contradict one another. The types hold plain values; templates are gone by then. Nothing
 //! here may run anything.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -298,7 +298,7 @@ impl Default for Mix {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Concurrently {
     /// Each actor's name and steps, in the order of the file.
-    pub actors: Vec<(Rc<str>, Steps)>,
+    pub actors: Vec<(Arc<str>, Steps)>,
 }
 
 macro_rules! verbs {
@@ -376,9 +376,9 @@ pub struct Step {
     /// The line it begins at.
     pub line: u32,
     /// The lines of the `use` steps that led to it, outermost first.
-    pub via: Rc<[u32]>,
+    pub via: Arc<[u32]>,
     /// Its label.
-    pub label: Option<Rc<str>>,
+    pub label: Option<Arc<str>>,
     /// What it does.
-    pub verb: Rc<Verb>,
+    pub verb: Arc<Verb>,
 }

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// More mistakes than this are not worth reading; the rest is counted only.
 const SHOWN: usize = 50;
@@ -24,7 +25,7 @@ pub struct Pos {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// The file as the user named it.
-    pub file: Rc<str>,
+    pub file: Arc<str>,
     /// Where the mistake is; line 0 stands for the whole file.
     pub pos: Pos,
     /// How many characters to mark (at least one).
@@ -43,7 +44,7 @@ impl Diagnostic {
     /// A mistake at `pos` with no more than its message.
     pub(crate) fn new(pos: Pos, message: impl Into<String>) -> Diagnostic {
         Diagnostic {
-            file: Rc::from(""),
+            file: Arc::from(""),
             pos,
             width: 1,
             message: message.into(),
@@ -141,14 +142,14 @@ impl std::error::Error for Diagnostics {}
 /// Collects mistakes while a scenario is read, and gives them file and source line at the end.
 #[derive(Debug)]
 pub(crate) struct Problems {
-    file: Rc<str>,
+    file: Arc<str>,
     text: Rc<str>,
     items: RefCell<Vec<Diagnostic>>,
 }
 
 impl Problems {
     pub(crate) fn new(file: &str, text: Rc<str>) -> Problems {
-        Problems { file: Rc::from(file), text, items: RefCell::new(Vec::new()) }
+        Problems { file: Arc::from(file), text, items: RefCell::new(Vec::new()) }
     }
 
     /// The source line `line` (from 1), without its end.
@@ -168,7 +169,7 @@ impl Problems {
         if items.len() > 4 * SHOWN || items.iter().any(again) {
             return;
         }
-        item.file = Rc::clone(&self.file);
+        item.file = Arc::clone(&self.file);
         if item.pos.line > 0 {
             item.source = crop(self.line(item.pos.line), item.pos.column);
         }

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -49,13 +50,13 @@ impl<'p> Expander<'p> {
     }
 
     /// Expands `items`; what has a mistake is told and left out.
-    pub(crate) fn steps(&self, items: &[Item], scope: &Scope<'_>, via: &Rc<[u32]>) -> Vec<Step> {
+    pub(crate) fn steps(&self, items: &[Item], scope: &Scope<'_>, via: &Arc<[u32]>) -> Vec<Step> {
         let mut out = Vec::with_capacity(items.len());
         self.append(items, scope, via, &mut out);
         out
     }
 
-    fn append(&self, items: &[Item], scope: &Scope<'_>, via: &Rc<[u32]>, out: &mut Vec<Step>) {
+    fn append(&self, items: &[Item], scope: &Scope<'_>, via: &Arc<[u32]>, out: &mut Vec<Step>) {
         for item in items {
             match self.budget.get().checked_sub(1) {
                 Some(left) if left > 0 => self.budget.set(left),
@@ -91,7 +92,7 @@ impl<'p> Expander<'p> {
         })
     }
 
-    fn item(&self, item: &Item, scope: &Scope<'_>, via: &Rc<[u32]>, out: &mut Vec<Step>) {
+    fn item(&self, item: &Item, scope: &Scope<'_>, via: &Arc<[u32]>, out: &mut Vec<Step>) {
         let verb = match &item.kind {
             Kind::Use { procedure, with, .. } => return self.call(item, procedure, with, scope, via, out),
             Kind::Plain(body) => body.verb(scope, || self.verb(body, scope)),
@@ -100,27 +101,28 @@ impl<'p> Expander<'p> {
                 verb.map(|verb| self.with_pre_finalize(verb, pre_finalize, scope, via))
             }
             Kind::Concurrently(actors) => {
-                let actors = actors.iter().map(|(name, items)| (Rc::clone(name), Steps(self.steps(items, scope, via))));
-                Some(Rc::new(Verb::Concurrently(Concurrently { actors: actors.collect() })))
+                let actors =
+                    actors.iter().map(|(name, items)| (Arc::from(&**name), Steps(self.steps(items, scope, via))));
+                Some(Arc::new(Verb::Concurrently(Concurrently { actors: actors.collect() })))
             }
         };
         let Some(verb) = verb else {
             return;
         };
         let label = item.label.as_ref().and_then(|node| self.label(node, scope));
-        out.push(Step { line: item.pos.line, via: Rc::clone(via), label, verb });
+        out.push(Step { line: item.pos.line, via: Arc::clone(via), label, verb });
     }
 
-    fn label(&self, node: &Node, scope: &Scope<'_>) -> Option<Rc<str>> {
+    fn label(&self, node: &Node, scope: &Scope<'_>) -> Option<Arc<str>> {
         let node = self.substitute(node, scope)?;
-        String::decode(&node, self.context()).map(Rc::from)
+        String::decode(&node, self.context()).map(Arc::from)
     }
 
-    fn with_pre_finalize(&self, verb: Rc<Verb>, items: &[Item], scope: &Scope<'_>, via: &Rc<[u32]>) -> Rc<Verb> {
+    fn with_pre_finalize(&self, verb: Arc<Verb>, items: &[Item], scope: &Scope<'_>, via: &Arc<[u32]>) -> Arc<Verb> {
         match &*verb {
             Verb::RunJob(job) if !items.is_empty() => {
                 let pre_finalize = Steps(self.steps(items, scope, via));
-                Rc::new(Verb::RunJob(RunJob { pre_finalize, ..job.clone() }))
+                Arc::new(Verb::RunJob(RunJob { pre_finalize, ..job.clone() }))
             }
             _ => verb,
         }
@@ -139,7 +141,7 @@ impl<'p> Expander<'p> {
         name: &str,
         with: &[(Key, Node)],
         scope: &Scope<'_>,
-        via: &Rc<[u32]>,
+        via: &Arc<[u32]>,
         out: &mut Vec<Step>,
     ) {
         // Unknown names have been told when the scenario was read.
@@ -154,7 +156,7 @@ impl<'p> Expander<'p> {
             }
         }
         let inner = Scope { parent: Some(scope.root()), own };
-        let via: Rc<[u32]> = via.iter().copied().chain([item.pos.line]).collect();
+        let via: Arc<[u32]> = via.iter().copied().chain([item.pos.line]).collect();
         self.append(&procedure.steps, &inner, &via, out);
     }
 

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -54,7 +55,7 @@ pub struct Case {
     /// What holds for the whole run.
     pub settings: Settings,
     /// The steps, with all templates, conditions and procedures worked out.
-    pub steps: Rc<[Step]>,
+    pub steps: Arc<[Step]>,
 }
 
 /// Reads and checks the scenario in the file `path`.
@@ -285,8 +286,8 @@ impl Scenario {
             None => (index + 1).to_string(),
         };
         let settings = expander.settings(&self.settings, &scope)?;
-        let steps = expander.steps(&self.steps, &scope, &Rc::from([]));
-        Some(Case { name, index, line: row.pos.line, settings, steps: Rc::from(steps) })
+        let steps = expander.steps(&self.steps, &scope, &Arc::from([]));
+        Some(Case { name, index, line: row.pos.line, settings, steps: Arc::from(steps) })
     }
 
     fn unique_names(&self, cases: &[Case], problems: &Problems) {

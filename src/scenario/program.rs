@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -62,7 +63,7 @@ pub(crate) struct Body {
 }
 
 /// The values of a step's variables, and what it becomes with them.
-type Known = (Vec<Option<Value>>, Rc<Verb>);
+type Known = (Vec<Option<Value>>, Arc<Verb>);
 
 /// How many forms of a step are kept for reuse.
 const MEMO: usize = 32;
@@ -81,19 +82,19 @@ impl Body {
     }
 
     /// What the step is where `scope` holds; `make` is asked if that is not known yet.
-    pub(crate) fn verb(&self, scope: &Scope<'_>, make: impl FnOnce() -> Option<Verb>) -> Option<Rc<Verb>> {
+    pub(crate) fn verb(&self, scope: &Scope<'_>, make: impl FnOnce() -> Option<Verb>) -> Option<Arc<Verb>> {
         let same = |values: &[Option<Value>]| {
             let mut pairs = self.names.iter().zip(values);
             pairs.all(|(name, value)| scope.get(name) == value.as_ref())
         };
         if let Some((_, verb)) = self.memo.borrow().iter().find(|(values, _)| same(values)) {
-            return Some(Rc::clone(verb));
+            return Some(Arc::clone(verb));
         }
-        let verb = Rc::new(make()?);
+        let verb = Arc::new(make()?);
         let mut memo = self.memo.borrow_mut();
         if memo.len() < MEMO {
             let values = self.names.iter().map(|name| scope.get(name).cloned());
-            memo.push((values.collect(), Rc::clone(&verb)));
+            memo.push((values.collect(), Arc::clone(&verb)));
         }
         Some(verb)
     }

@@ -27,6 +27,7 @@ impl<T> Cell<T> {
     }
 
     /// Sets the value.
+    #[inline]
     pub fn set(&self, value: T) {
         touch(self.object, Mode::Write);
         self.inner.set(value);
@@ -49,6 +50,7 @@ impl<T> Cell<T> {
 
 impl<T: Copy> Cell<T> {
     /// The value.
+    #[inline]
     pub fn get(&self) -> T {
         touch(self.object, Mode::Read);
         self.inner.get()
@@ -86,28 +88,33 @@ impl<T> RefCell<T> {
     }
 
     /// Looks at the value.
+    #[inline]
     pub fn borrow(&self) -> Ref<'_, T> {
         touch(self.object, Mode::Read);
         self.inner.borrow()
     }
 
     /// Changes the value.
+    #[inline]
     pub fn borrow_mut(&self) -> RefMut<'_, T> {
         touch(self.object, Mode::Write);
         self.inner.borrow_mut()
     }
 
     /// For a caller that says itself, by [`RefCell::note`], which part of the value it looks at.
+    #[inline]
     pub fn borrow_part(&self) -> Ref<'_, T> {
         self.inner.borrow()
     }
 
     /// For a caller that says itself, by [`RefCell::note`], which part of the value it changes, and how.
+    #[inline]
     pub fn borrow_part_mut(&self) -> RefMut<'_, T> {
         self.inner.borrow_mut()
     }
 
     /// Says that `begin..end` of the value is used so.
+    #[inline]
     pub fn note(&self, begin: u64, end: u64, mode: Mode) {
         touch_range(self.object, begin, end, mode);
     }
@@ -172,6 +179,7 @@ impl<T: Copy + Default + PartialEq + std::ops::Add<Output = T> + std::ops::Sub<O
     }
 
     /// So many more.
+    #[inline]
     pub fn add(&self, more: T) {
         touch(self.object, Mode::Add);
         self.inner.set(self.inner.get() + more);
@@ -197,6 +205,7 @@ impl<T: Copy + Default + PartialEq + std::ops::Add<Output = T> + std::ops::Sub<O
     }
 
     /// So many fewer.
+    #[inline]
     pub fn sub(&self, fewer: T) {
         touch(self.object, Mode::Sub);
         self.inner.set(self.inner.get() - fewer);

@@ -7,13 +7,13 @@ mod layout;
 mod report;
 mod unit;
 mod verdict;
-mod workers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::quirks::Compat;
 use crate::report::{Suite, junit};
+use crate::workers::{cores, in_order};
 
 use super::args::CheckArgs;
 use super::engine::{Defect, Runner, guarded};
@@ -53,9 +53,12 @@ pub fn check(args: &CheckArgs, terminal: &mut Terminal<'_>, runner: Runner) -> R
         progress: Progress::new(files.len()),
     };
     session.progress.show(terminal, "")?;
-    let work = |file: &PathBuf| guarded(|| unit::check(file, &versions, runner));
-    let take = |file: &PathBuf, checked| session.take(file, &checked, terminal);
-    workers::in_order(&files, jobs(args), work, take)?;
+    let work = |index: u64| {
+        let file = &files[index as usize];
+        (file, guarded(|| unit::check(file, &versions, runner)))
+    };
+    let jobs = args.jobs.map_or_else(cores, usize::from);
+    in_order(files.len() as u64, jobs, work, |(file, checked)| session.take(file, &checked, terminal))?;
     session.progress.hide(terminal)?;
     session.orphans(&orphans, terminal)?;
     writeln!(terminal.out, "{}", session.tally.summary(terminal.style))?;
@@ -64,11 +67,6 @@ pub fn check(args: &CheckArgs, terminal: &mut Terminal<'_>, runner: Runner) -> R
         written.map_err(|error| Failure::file(path, "write the JUnit file here", &error))?;
     }
     Ok(session.tally.exit())
-}
-
-fn jobs(args: &CheckArgs) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    args.jobs.map_or_else(cores, usize::from)
 }
 
 /// What has come of a check so far.

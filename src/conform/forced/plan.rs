@@ -66,7 +66,7 @@ pub fn actors(steps: &[Step]) -> BTreeSet<Rc<str>> {
         Verb::Concurrently(concurrently) => Some(concurrently),
         _ => None,
     });
-    concurrent.flat_map(|step| step.actors.iter().map(|(name, _)| name.clone())).collect()
+    concurrent.flat_map(|step| step.actors.iter().map(|(name, _)| Rc::from(&**name))).collect()
 }
 
 /// The nodes at which actors have guests.

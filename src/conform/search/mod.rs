@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use crate::scenario::parse;
 use crate::scenario::run::Ending;
+use crate::workers::in_order;
 
 use self::shrink::shrink;
 pub use self::summary::{Counts, Summary};
 use super::generate::{Family, Generated};
 use super::trial::{CaseReport, Repeat, Trial};
 use super::verdict::{Difference, Side, Verdict};
-use super::workers::in_order;
 
 /// How long the shrinking of one difference may take.
 const LONGEST_SHRINK: Duration = Duration::from_secs(120);
@@ -77,9 +77,10 @@ impl Search<'_> {
         let mut summary = Summary::default();
         let to_shrink = AtomicU64::new(options.shrink_most);
         let work = |index| self.one(options, index, &to_shrink);
-        in_order(options.count, options.jobs, work, |done| {
+        // Who ends the search knows why.
+        let _ = in_order(options.count, options.jobs, work, |done| {
             summary.count(&done);
-            progress(&done, &summary)
+            if progress(&done, &summary) { Ok(()) } else { Err(()) }
         });
         summary
     }

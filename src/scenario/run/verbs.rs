@@ -1,5 +1,7 @@
 //! What each verb asks of the backend and writes to the transcript.
 
+use std::rc::Rc;
+
 use serde_json::{Map, Value};
 
 use crate::scenario::ast::{
@@ -225,7 +227,7 @@ impl<B: Backend> Runner<B> {
 
     async fn concurrently(&self, concurrently: &Concurrently) -> Result<(), RunError> {
         let actors = concurrently.actors.iter().map(|(name, steps)| {
-            let runner = Runner { actor: Some(name.clone()), ..self.clone() };
+            let runner = Runner { actor: Some(Rc::from(&**name)), ..self.clone() };
             runner.announce(|| steps.0.first().map_or_else(names::end, names::step));
             let steps = steps.clone();
             let work: Actor = Box::pin(async move { runner.steps(&steps.0).await });
