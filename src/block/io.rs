@@ -19,7 +19,8 @@ use super::graph::Block;
 use super::node::{DetectZeroes, Driver, Node, NodeId};
 use super::track::TrackedRequest;
 
-/// A future of the block layer; boxed, since requests recurse through the graph.
+/// A future of the block layer; boxed, since requests recurse through the graph. What only one driver or a rare
+/// request needs is boxed apart, so that a request at a file does not take the room of one at a qcow2 node.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 impl Block {
@@ -79,7 +80,7 @@ impl Block {
                 self.debug_event(child, BlkdebugEvent::ReadAio).await;
                 self.co_pread(child, place, bytes, ReqFlags::NONE).await
             }
-            Driver::Qcow2(qcow2) => qcow2.pread(self, offset, bytes).await,
+            Driver::Qcow2(qcow2) => Box::pin(qcow2.pread(self, offset, bytes)).await,
             Driver::Blkdebug(blkdebug) => {
                 blkdebug.check(self, super::blkdebug::IoType::Read, Some((offset, bytes))).await?;
                 self.co_pread(child_of(node, "image")?, offset, bytes, ReqFlags::NONE).await
@@ -137,7 +138,7 @@ impl Block {
     ) -> Res<()> {
         request.serialise(align);
         request.wait(flags.contains(ReqFlags::NO_WAIT)).await?;
-        let (start, merged) = self.pad(node, offset, content, align).await?;
+        let (start, merged) = Box::pin(self.pad(node, offset, content, align)).await?;
         self.aligned_pwrite(node, request, start, merged, flags).await
     }
 
@@ -244,7 +245,7 @@ impl Block {
         match driver {
             Driver::None => Err(Errno::ENOMEDIUM),
             Driver::Qcow2(qcow2) if flags.contains(ReqFlags::COMPRESSED) => {
-                qcow2.pwrite_compressed(self, offset, content).await
+                Box::pin(qcow2.pwrite_compressed(self, offset, content)).await
             }
             // No other driver can, not even a filter above one that does.
             _ if flags.contains(ReqFlags::COMPRESSED) => Err(Errno::ENOTSUP),
@@ -262,7 +263,7 @@ impl Block {
                 self.co_pwrite(child, place, content, flags).await
             }
             Driver::Qcow2(qcow2) => {
-                qcow2.pwrite(self, offset, content, flags.without(ReqFlags::FUA)).await?;
+                Box::pin(qcow2.pwrite(self, offset, content, flags.without(ReqFlags::FUA))).await?;
                 if flags.contains(ReqFlags::FUA) {
                     self.co_flush(node.id).await?;
                 }

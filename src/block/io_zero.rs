@@ -173,7 +173,7 @@ impl Block {
             Driver::File(file) => (file.write_zeroes(self, node, offset, bytes, unmap).await, fua),
             Driver::Null(_) => (Err(Errno::ENOTSUP), false),
             Driver::Qcow2(qcow2) => {
-                let result = qcow2.pwrite_zeroes(self, offset, bytes, flags.without(ReqFlags::FUA)).await;
+                let result = Box::pin(qcow2.pwrite_zeroes(self, offset, bytes, flags.without(ReqFlags::FUA))).await;
                 (result, fua && result != Err(Errno::ENOTSUP))
             }
             Driver::Raw(raw) => {

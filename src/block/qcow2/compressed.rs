@@ -43,7 +43,8 @@ impl Qcow2 {
             let piece = content.slice(done, cluster);
             let (image, core, at) = (self.clone(), block.clone(), offset + done);
             done += piece.len();
-            pool.start(&block.sim, async move { image.write_compressed_cluster(&core, at, piece).await }).await;
+            let piece = async move { image.write_compressed_cluster(&core, at, piece).await };
+            pool.start(&block.sim, Box::pin(piece)).await;
         }
         pool.finish(&block.sim).await
     }

@@ -150,7 +150,7 @@ impl Qcow2 {
     ) -> Res<()> {
         if allocation.has_cow() && !allocation.cow_done.get() {
             *locked = None;
-            let copied = self.carry_over(block, allocation, data).await;
+            let copied = Box::pin(self.carry_over(block, allocation, data)).await;
             *locked = Some(self.lock(block).await);
             copied?;
             self.l2_cache.depends_on_flush.set(true);

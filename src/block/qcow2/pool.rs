@@ -3,12 +3,11 @@
 //! A request that falls into several host-contiguous runs starts a coroutine for each, at most
 //! eight at a time, and waits for all. QEMU's source: `block/aio_task.c`.
 
-use std::future::Future;
 use std::rc::Rc;
 
 use crate::errno::{Errno, Res};
 use crate::sim::shared::Cell;
-use crate::sim::{Sim, WaitQueue};
+use crate::sim::{LocalFuture, Sim, WaitQueue};
 
 /// Pieces of a request that may run at once (`QCOW2_MAX_WORKERS`).
 const MAX_WORKERS: usize = 8;
@@ -28,8 +27,8 @@ struct Shared {
 }
 
 impl TaskPool {
-    /// Starts a piece; sleeps before that while too many run.
-    pub(super) async fn start(&self, sim: &Sim, piece: impl Future<Output = Res<()>> + 'static) {
+    /// Starts a piece; sleeps before that while too many run. On the heap, it is not moved again.
+    pub(super) async fn start(&self, sim: &Sim, piece: LocalFuture<Res<()>>) {
         while self.shared.busy.get() >= MAX_WORKERS {
             self.wait_one(sim).await;
         }

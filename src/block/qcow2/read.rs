@@ -73,11 +73,11 @@ impl Qcow2 {
             if !self.reads_zero(mapping.kind) {
                 let (image, core, pieces) = (self.clone(), block.clone(), pieces.clone());
                 let at = offset + done;
-                let piece = async move {
+                let piece = Box::pin(async move {
                     let content = image.read_piece(&core, at, mapping).await?;
                     pieces.borrow_mut()[index] = content;
                     Ok(())
-                };
+                });
                 pool.start(&block.sim, piece).await;
             }
             done += mapping.bytes;

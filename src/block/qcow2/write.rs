@@ -72,7 +72,7 @@ impl Qcow2 {
             let piece = content.slice(at - offset, run.bytes);
             let (image, core) = (self.clone(), block.clone());
             let pool = pool.get_or_insert_default();
-            pool.start(&block.sim, async move { image.write_run(&core, at, piece, run).await }).await;
+            pool.start(&block.sim, Box::pin(async move { image.write_run(&core, at, piece, run).await })).await;
         }
         if result.is_ok() {
             // QEMU takes the lock once more on its way out.
