@@ -212,6 +212,10 @@ fn status(result: Result<bool, CommandError>) -> Result<Exit, Failure> {
         Ok(true) => Ok(Exit::Good),
         Ok(false) => Ok(Exit::Different),
         Err(CommandError::Mistake(what)) => Err(Message::mistake(what).into()),
+        Err(error @ CommandError::NoCase { .. }) => {
+            let message = Message::new(Exit::Nothing, error.to_string());
+            Err(message.hint("`backsim list FILE` shows all cases").into())
+        }
         Err(CommandError::File { path, error }) => Err(Failure::file(&path, "use the file", &error)),
         Err(CommandError::Output(error)) => Err(error.into()),
     }

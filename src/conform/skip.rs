@@ -23,7 +23,7 @@ pub fn reason(case: &Case) -> Option<String> {
         return Some("`timing`: a real device takes the time it takes".to_owned());
     }
     if let Some(defect) = settings.defects.first() {
-        return Some(format!("defect `{}` is in the model only", &**defect));
+        return Some(format!("defect `{}` is in the model only", defect.0));
     }
     let mut slept = 0;
     let reason = of_steps(&case.steps, &mut slept);

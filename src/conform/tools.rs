@@ -94,6 +94,16 @@ pub enum QemuError {
         /// Where it comes from.
         package: &'static str,
     },
+    /// The program that was named is not there.
+    #[error("{} was not found: {option} or ${variable} names it", program.display())]
+    NotThere {
+        /// What was named.
+        program: PathBuf,
+        /// The option that names it.
+        option: &'static str,
+        /// The environment variable that names it.
+        variable: &'static str,
+    },
     /// It does not work.
     #[error("{program} can't be used: {trouble}{}", shown(.trouble))]
     Unusable {
@@ -127,19 +137,16 @@ impl Qemu {
     /// Finds the programs (the given ones, else those of `QEMU_PROG` and `QEMU_IMG_PROG`, as iotests call
     /// them, else what `PATH` has), starts them once and asks for the version.
     pub fn find(qemu: Option<&Path>, qemu_img: Option<&Path>, patience: Duration) -> Result<Qemu, QemuError> {
-        let qemu = program(qemu, "QEMU_PROG", &["qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm"]);
-        let qemu = qemu.ok_or(QemuError::Missing {
-            name: "qemu-system-x86_64",
-            option: "--qemu",
-            variable: "QEMU_PROG",
-            package: "qemu-system-x86",
-        })?;
-        let qemu_img = program(qemu_img, "QEMU_IMG_PROG", &["qemu-img"]).ok_or(QemuError::Missing {
-            name: "qemu-img",
-            option: "--qemu-img",
-            variable: "QEMU_IMG_PROG",
-            package: "qemu-utils",
-        })?;
+        let qemu = program(
+            qemu,
+            &["qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm"],
+            &Names { option: "--qemu", variable: "QEMU_PROG", package: "qemu-system-x86" },
+        )?;
+        let qemu_img = program(
+            qemu_img,
+            &["qemu-img"],
+            &Names { option: "--qemu-img", variable: "QEMU_IMG_PROG", package: "qemu-utils" },
+        )?;
         let options = RealOptions { qemu, qemu_img, patience, longest_wait: None };
         let (version, package) = probe(&options)?;
         Ok(Qemu { options, version, package })
@@ -151,14 +158,23 @@ impl Qemu {
     }
 }
 
+/// How a program can be named, and where it comes from.
+struct Names {
+    option: &'static str,
+    variable: &'static str,
+    package: &'static str,
+}
+
 /// The program that is meant, as a path that stays right in another directory.
-fn program(given: Option<&Path>, variable: &str, names: &[&str]) -> Option<PathBuf> {
+fn program(given: Option<&Path>, names: &[&'static str], by: &Names) -> Result<PathBuf, QemuError> {
+    let Names { option, variable, package } = *by;
     let chosen = given.map(Path::to_owned).or_else(|| std::env::var_os(variable).map(PathBuf::from));
-    match chosen {
-        Some(path) if path.components().count() > 1 => path.canonicalize().ok(),
-        Some(name) => in_path(&name),
-        None => names.iter().find_map(|name| in_path(Path::new(name))),
-    }
+    let Some(chosen) = chosen else {
+        let found = names.iter().find_map(|name| in_path(Path::new(name)));
+        return found.ok_or(QemuError::Missing { name: names[0], option, variable, package });
+    };
+    let found = if chosen.components().count() > 1 { chosen.canonicalize().ok() } else { in_path(&chosen) };
+    found.ok_or(QemuError::NotThere { program: chosen, option, variable })
 }
 
 fn in_path(name: &Path) -> Option<PathBuf> {

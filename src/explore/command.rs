@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::quirks::{Compat, Quirks};
 use crate::report::{Suite, TestCase, TestResult, junit};
 use crate::scenario::{self, Case};
 
@@ -32,6 +33,14 @@ pub enum CommandError {
     /// Something the user gave is wrong.
     #[error("{0}")]
     Mistake(String),
+    /// The scenario has no case of this name.
+    #[error("{} has no case '{name}'", path.display())]
+    NoCase {
+        /// The scenario's file.
+        path: PathBuf,
+        /// The name that was asked for.
+        name: String,
+    },
     /// A file of the user's can't be read or written.
     #[error("{}: {error}", path.display())]
     File {
@@ -78,7 +87,7 @@ fn cases_of(path: &Path, name: Option<&str>) -> Result<(String, Vec<Case>), Comm
     let cases = loaded.cases().map_err(mistake)?;
     let cases: Vec<Case> = cases.into_iter().filter(|case| name.is_none_or(|name| case.name == name)).collect();
     match (cases.is_empty(), name) {
-        (true, Some(name)) => Err(mistake(format!("{} has no case '{name}'", path.display()))),
+        (true, Some(name)) => Err(CommandError::NoCase { path: path.to_owned(), name: name.to_owned() }),
         _ => Ok((loaded.text().to_owned(), cases)),
     }
 }
@@ -86,6 +95,8 @@ fn cases_of(path: &Path, name: Option<&str>) -> Result<(String, Vec<Case>), Comm
 /// Explores every case of a scenario; true if nothing new was broken.
 pub fn explore(options: &ExploreOptions, ui: &mut Ui<'_>) -> Result<bool, CommandError> {
     let (text, cases) = cases_of(&options.scenario, options.case.as_deref())?;
+    let defects = options.defects.iter().map(String::as_str);
+    Quirks::with_defects(Compat::Qemu72, defects).map_err(CommandError::Mistake)?;
     let plan = options.plan().map_err(CommandError::Mistake)?;
     let mut kept = Kept::open(options)?;
     let mut teller = Teller::new(&options.telling);

@@ -280,13 +280,13 @@ record! {
         /// Assertions about the end.
         expect "expect": Option<Expect> = None,
         /// Named defects that are put back into the model.
-        defects "defects": Vec<Word> = Vec::new(),
+        defects "defects": Vec<DefectName> = Vec::new(),
         /// Why the scenario is known to fail; then passing is what is reported.
         expected_failure "expected-failure": Option<Text> = None,
     }
 }
 
-pub use super::values::Compatibility;
+pub use super::values::{Compatibility, DefectName};
 
 impl Default for Mix {
     fn default() -> Mix {

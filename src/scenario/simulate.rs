@@ -91,7 +91,7 @@ pub struct SimRun {
 pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
     let compat = options.compat.unwrap_or(case.settings.compat.0);
     let seed = options.seed.unwrap_or(case.settings.seed);
-    let names = case.settings.defects.iter().map(|name| &**name).chain(options.defects.iter().map(String::as_str));
+    let names = case.settings.defects.iter().map(|name| name.0).chain(options.defects.iter().map(String::as_str));
     let quirks = Quirks::with_defects(compat, names)?;
     let host = match &options.directory {
         None => Host::memory(),

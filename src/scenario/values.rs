@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
 use crate::errno::Errno;
-use crate::quirks::Compat;
+use crate::quirks::{Compat, DEFECTS};
 use crate::units::{parse_duration, parse_size};
 
 use super::ast::{Operation, Step};
@@ -49,6 +49,7 @@ schema! {
         { "type": "integer", "minimum": 1 },
     ] }
     Compatibility => { "type": "string", "enum": ["qemu-7.2", "qemu-10.0"] }
+    DefectName => { "type": "string", "description": "a name that `backsim list --defects` shows" }
 }
 
 /// A text to print: a number or boolean is printed as written.
@@ -301,6 +302,17 @@ impl Decode for Compatibility {
         let names: Vec<&'static str> = Compat::ALL.into_iter().map(Compat::name).collect();
         let name = word(node, &names, context)?;
         Compat::from_name(name).map(Compatibility)
+    }
+}
+
+/// The name of a defect that is put back into the model; `backsim list --defects` has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefectName(pub &'static str);
+
+impl Decode for DefectName {
+    fn decode(node: &Node, context: Context<'_>) -> Option<DefectName> {
+        let names: Vec<&'static str> = DEFECTS.iter().map(|defect| defect.name).collect();
+        word(node, &names, context).map(DefectName)
     }
 }
 
