@@ -152,10 +152,17 @@ impl Problems {
         Problems { file: Arc::from(file), text, items: RefCell::new(Vec::new()) }
     }
 
-    /// The source line `line` (from 1), without its end.
+    /// The source line `line` (from 1), without its end. A line ends where YAML ends one: a lone carriage return
+    /// does it too.
     pub(crate) fn line(&self, line: u32) -> &str {
-        let index = (line as usize).saturating_sub(1);
-        self.text.lines().nth(index).unwrap_or("")
+        let ends = ['\r', '\n'];
+        let mut rest = &*self.text;
+        for _ in 1..line {
+            let Some(end) = rest.find(ends) else { return "" };
+            rest = &rest[end..];
+            rest = rest.strip_prefix("\r\n").unwrap_or(&rest[1..]);
+        }
+        rest.split(ends).next().unwrap_or("")
     }
 
     pub(crate) fn text(&self) -> &str {
