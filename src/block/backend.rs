@@ -75,6 +75,19 @@ impl Block {
         Ok(backend)
     }
 
+    /// Whether a new user could have these permissions; nothing stays. The error is QEMU's text.
+    pub fn try_permissions(&self, node: NodeId, perm: Perm, shared: Perm) -> Result<(), String> {
+        let backend = self.new_backend(None, node, perm, shared)?;
+        let root = backend.root.borrow_mut().take();
+        if let Some(edge) = root {
+            self.detach(&edge);
+            let node = self.node(node);
+            node.references.set(node.references.get().saturating_sub(1));
+        }
+        self.backends.borrow_mut().retain(|other| !Rc::ptr_eq(other, &backend));
+        Ok(())
+    }
+
     /// Takes further permissions (`blk_set_perm`).
     pub fn backend_require(&self, backend: &Backend, perm: Perm) -> Result<(), String> {
         let root = backend.root.borrow().clone();

@@ -58,7 +58,7 @@ pub struct InjectError {
     /// What it fails with.
     pub errno: i32,
     /// The 512-byte sector that the I/O must cover; none: any I/O.
-    pub sector: Option<u64>,
+    pub sector: Option<i64>,
     /// Whether it fails only once.
     pub once: bool,
     /// Whether it fails without a trip through the event loop.
@@ -197,13 +197,14 @@ impl Blkdebug {
         block.sim.park("a blkdebug breakpoint to be resumed").await;
     }
 
-    /// Looks whether an activated rule strikes this I/O (`rule_check`); `range` is in bytes.
-    pub async fn check(&self, block: &Block, kind: IoType, range: Option<(u64, u64)>) -> Res<()> {
-        let Some((errno, immediately)) = self.strike(kind, range) else { return Ok(()) };
+    /// Looks whether an activated rule strikes this I/O (`rule_check`); `range` is in bytes. Tells whether it is to
+    /// be carried out: a rule with a negative errno ends it as if it had been.
+    pub async fn check(&self, block: &Block, kind: IoType, range: Option<(u64, u64)>) -> Res<bool> {
+        let Some((errno, immediately)) = self.strike(kind, range) else { return Ok(true) };
         if !immediately {
             block.sim.reschedule("an injected error").await;
         }
-        Err(Errno(errno))
+        if errno < 0 { Ok(false) } else { Err(Errno(errno)) }
     }
 
     fn strike(&self, kind: IoType, range: Option<(u64, u64)>) -> Option<(i32, bool)> {
@@ -267,8 +268,9 @@ impl Blkdebug {
 }
 
 /// Whether an I/O on `range` covers the rule's sector; an I/O without a range covers only "any".
-fn covers(sector: Option<u64>, range: Option<(u64, u64)>) -> bool {
+fn covers(sector: Option<i64>, range: Option<(u64, u64)>) -> bool {
     let Some(sector) = sector else { return true };
-    let byte = sector.saturating_mul(512);
+    // QEMU's product wraps around.
+    let byte = sector.wrapping_mul(512) as u64;
     range.is_some_and(|(offset, bytes)| bytes > 0 && byte >= offset && byte - offset < bytes)
 }

@@ -68,10 +68,10 @@ impl Block {
         match driver {
             Driver::File(file) => file.flush(self, node).await,
             Driver::Null(null) => null.request(self).await,
-            Driver::Blkdebug(blkdebug) => {
-                blkdebug.check(self, IoType::Flush, None).await?;
-                self.co_flush(child_of(node, "image")?).await
-            }
+            Driver::Blkdebug(blkdebug) => match blkdebug.check(self, IoType::Flush, None).await? {
+                true => self.co_flush(child_of(node, "image")?).await,
+                false => Ok(()),
+            },
             _ => Ok(()),
         }
     }

@@ -82,8 +82,11 @@ impl Block {
             }
             Driver::Qcow2(qcow2) => Box::pin(qcow2.pread(self, offset, bytes)).await,
             Driver::Blkdebug(blkdebug) => {
-                blkdebug.check(self, super::blkdebug::IoType::Read, Some((offset, bytes))).await?;
-                self.co_pread(child_of(node, "image")?, offset, bytes, ReqFlags::NONE).await
+                match blkdebug.check(self, super::blkdebug::IoType::Read, Some((offset, bytes))).await? {
+                    true => self.co_pread(child_of(node, "image")?, offset, bytes, ReqFlags::NONE).await,
+                    // QEMU leaves in the buffer what was there.
+                    false => Ok(Content::zeros(bytes)),
+                }
             }
             Driver::CopyBeforeWrite(_) => self.co_pread(child_of(node, "file")?, offset, bytes, ReqFlags::NONE).await,
             Driver::SnapshotAccess => self.snapshot_read(child_of(node, "file")?, offset, bytes).await,
@@ -271,8 +274,10 @@ impl Block {
             }
             Driver::Blkdebug(blkdebug) => {
                 let range = Some((offset, content.len()));
-                blkdebug.check(self, super::blkdebug::IoType::Write, range).await?;
-                self.co_pwrite(child_of(node, "image")?, offset, content, flags).await
+                match blkdebug.check(self, super::blkdebug::IoType::Write, range).await? {
+                    true => self.co_pwrite(child_of(node, "image")?, offset, content, flags).await,
+                    false => Ok(()),
+                }
             }
             Driver::CopyBeforeWrite(cbw) => {
                 cbw.before_write(self, offset, content.len(), flags).await?;

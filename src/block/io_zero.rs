@@ -188,10 +188,10 @@ impl Block {
                 if bytes < blkdebug.align.max(blkdebug.opt_write_zero.unwrap_or(0)) {
                     return (Err(Errno::ENOTSUP), false);
                 }
-                if let Err(error) = blkdebug.check(self, IoType::WriteZeroes, Some((offset, bytes))).await {
-                    return (Err(error), false);
+                match blkdebug.check(self, IoType::WriteZeroes, Some((offset, bytes))).await {
+                    Ok(true) => (self.pass_zeroes(child_of(node, "image"), offset, bytes, flags).await, false),
+                    other => (other.map(|_| ()), false),
                 }
-                (self.pass_zeroes(child_of(node, "image"), offset, bytes, flags).await, false)
             }
             Driver::CopyBeforeWrite(cbw) => {
                 if let Err(error) = cbw.before_write(self, offset, bytes, flags).await {
@@ -282,8 +282,10 @@ impl Block {
                 if bytes < blkdebug.align.max(blkdebug.opt_discard.unwrap_or(0)) {
                     return Err(Errno::ENOTSUP);
                 }
-                blkdebug.check(self, IoType::Discard, Some((offset, bytes))).await?;
-                self.co_pdiscard(child_of(node, "image")?, offset, bytes).await
+                match blkdebug.check(self, IoType::Discard, Some((offset, bytes))).await? {
+                    true => self.co_pdiscard(child_of(node, "image")?, offset, bytes).await,
+                    false => Ok(()),
+                }
             }
             Driver::CopyBeforeWrite(cbw) => {
                 if !self.quirks.defects.discard_bypasses_cbw {

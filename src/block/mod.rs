@@ -52,3 +52,4 @@ pub use raw::{RawDriver, Window};
 pub use status::ChainStatus;
 pub use timing::{Cost, Costs, Operation, Timing};
 pub use truncate::Preallocation;
+use truncate::check_length;

@@ -17,6 +17,7 @@ use super::node::{DetectZeroes, Driver, Given, Node, NodeId, NodeOptions, Parent
 use super::null::NullDriver;
 use super::qcow2::{OpenFlags, Qcow2, Qcow2Options};
 use super::raw::{RawDriver, Window};
+use super::truncate::MAX_LENGTH;
 
 /// A child: an existing node, or options for a new one.
 #[derive(Clone, Debug)]
@@ -145,17 +146,19 @@ pub struct BlkdebugOptions {
     /// `set-state`.
     pub set_state: Vec<SetState>,
     /// `align`, bytes.
-    pub align: Option<u64>,
+    pub align: Option<i64>,
     /// `max-transfer`, bytes.
-    pub max_transfer: Option<u64>,
+    pub max_transfer: Option<i64>,
     /// `opt-write-zero`, bytes.
-    pub opt_write_zero: Option<u64>,
+    pub opt_write_zero: Option<i64>,
     /// `max-write-zero`, bytes.
-    pub max_write_zero: Option<u64>,
+    pub max_write_zero: Option<i64>,
     /// `opt-discard`, bytes.
-    pub opt_discard: Option<u64>,
+    pub opt_discard: Option<i64>,
     /// `max-discard`, bytes.
-    pub max_discard: Option<u64>,
+    pub max_discard: Option<i64>,
+    /// `config`: a file with more rules, which must be there.
+    pub config: Option<String>,
     /// `take-child-perms`.
     pub take: Perm,
     /// `unshare-child-perms`.
@@ -435,7 +438,11 @@ impl Block {
         spec: &BlkdebugOptions,
     ) -> Opened {
         let node = self.checked_node(name, options.clone())?;
-        let image = match self.open_child(&spec.image, Inherit::Child(&options)).await {
+        let opened = match self.check_blkdebug_options(spec) {
+            Ok(()) => self.open_child(&spec.image, Inherit::Child(&options)).await,
+            Err(reason) => Err(reason),
+        };
+        let image = match opened {
             Ok(image) => image,
             Err(reason) => {
                 self.remove_node(node.id);
@@ -458,6 +465,21 @@ impl Block {
         let event = super::blkdebug_event::BlkdebugEvent::None;
         self.sim.run_coroutine("blkdebug open", async move { blkdebug.event(&block, &name, event).await }).await;
         Ok(node)
+    }
+
+    /// What blkdebug looks at before it opens its image.
+    fn check_blkdebug_options(&self, spec: &BlkdebugOptions) -> Result<(), String> {
+        if let Some((name, Some(value))) = spec.limits().into_iter().find(|(_, value)| value.is_some_and(|n| n < 0)) {
+            return Err(match self.quirks.strtosz_strict {
+                true => format!("Value '{value}' is out of range for parameter '{name}'"),
+                false => format!("Parameter '{name}' expects a non-negative number below 2^64"),
+            });
+        }
+        match spec.config.as_deref().map(|name| self.host.open(name)) {
+            None => Ok(()),
+            Some(Ok(_)) => Err("not modelled: a configuration file of blkdebug; give its rules inline".to_owned()),
+            Some(Err(error)) => Err(format!("Could not read blkdebug config file: {error}")),
+        }
     }
 
     async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {
@@ -502,40 +524,56 @@ impl Block {
 }
 
 fn make_blkdebug(spec: &BlkdebugOptions) -> Blkdebug {
+    let [align, max_transfer, opt_write_zero, max_write_zero, opt_discard, max_discard] =
+        spec.limits().map(|(_, value)| value.map(i64::unsigned_abs));
     let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
-    blkdebug.align = spec.align.unwrap_or(0);
-    blkdebug.max_transfer = spec.max_transfer;
-    blkdebug.opt_write_zero = spec.opt_write_zero;
-    blkdebug.max_write_zero = spec.max_write_zero;
-    blkdebug.opt_discard = spec.opt_discard;
-    blkdebug.max_discard = spec.max_discard;
+    blkdebug.align = align.unwrap_or(0);
+    blkdebug.max_transfer = max_transfer;
+    blkdebug.opt_write_zero = opt_write_zero;
+    blkdebug.max_write_zero = max_write_zero;
+    blkdebug.opt_discard = opt_discard;
+    blkdebug.max_discard = max_discard;
     blkdebug.take = spec.take;
     blkdebug.unshare = spec.unshare;
     blkdebug
 }
 
-/// Constraints between blkdebug's limits (`blkdebug_open`).
-fn check_constraints(spec: &BlkdebugOptions) -> Result<(), String> {
-    let align = spec.align.unwrap_or(0);
-    if spec.align.is_some() && align != 0 && (!align.is_power_of_two() || align >= i32::MAX as u64) {
-        return Err(format!("Cannot meet constraints with align {align}"));
+impl BlkdebugOptions {
+    /// The limits by their names, bytes.
+    fn limits(&self) -> [(&'static str, Option<i64>); 6] {
+        [
+            ("align", self.align),
+            ("max-transfer", self.max_transfer),
+            ("opt-write-zero", self.opt_write_zero),
+            ("max-write-zero", self.max_write_zero),
+            ("opt-discard", self.opt_discard),
+            ("max-discard", self.max_discard),
+        ]
     }
-    let align = align.max(1);
-    let multiple = |name: &str, value: Option<u64>, of: u64| match value {
-        Some(value) if value != 0 && (value % of.max(1) != 0 || value >= i32::MAX as u64) => {
-            Err(format!("Cannot meet constraints with {name} {value}"))
-        }
-        _ => Ok(()),
-    };
-    multiple("max-transfer", spec.max_transfer, align)?;
-    multiple("opt-write-zero", spec.opt_write_zero, align)?;
-    multiple("max-write-zero", spec.max_write_zero, align.max(spec.opt_write_zero.unwrap_or(0)))?;
-    multiple("opt-discard", spec.opt_discard, align)?;
-    multiple("max-discard", spec.max_discard, align.max(spec.opt_discard.unwrap_or(0)))
 }
 
-/// The largest length of a node, bytes (`BDRV_MAX_LENGTH`).
-const MAX_LENGTH: u64 = (1 << 63) - (1 << 30);
+/// Constraints between blkdebug's limits (`blkdebug_open`).
+fn check_constraints(spec: &BlkdebugOptions) -> Result<(), String> {
+    let [align, max_transfer, opt_write_zero, max_write_zero, opt_discard, max_discard] =
+        spec.limits().map(|(name, value)| (name, value.map_or(0, i64::unsigned_abs)));
+    let refused = |(name, value): (&str, u64)| Err(format!("Cannot meet constraints with {name} {value}"));
+    if align.1 != 0 && (!align.1.is_power_of_two() || align.1 >= i32::MAX as u64) {
+        return refused(align);
+    }
+    let align = align.1.max(1);
+    for (limit, unit) in [
+        (max_transfer, align),
+        (opt_write_zero, align),
+        (max_write_zero, align.max(opt_write_zero.1)),
+        (opt_discard, align),
+        (max_discard, align.max(opt_discard.1)),
+    ] {
+        if limit.1 % unit != 0 || limit.1 >= i32::MAX as u64 {
+            return refused(limit);
+        }
+    }
+    Ok(())
+}
 
 /// A child that was opened inline takes its parent's options over.
 fn inherit_from(given: &ChildRef, child: &Node, parent: &Node) {

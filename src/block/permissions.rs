@@ -57,6 +57,11 @@ impl Block {
                 false => "Block node is read-only".to_owned(),
             });
         }
+        let unaligned = || node.length.get() % self.request_alignment(&node) != 0;
+        if perm.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) && !perm.contains(Perm::RESIZE) && unaligned() {
+            let why = "Image size is not a multiple of request alignment";
+            return Err(format!("Cannot get 'write' permission without 'resize': {why}"));
+        }
         if let Driver::File(file) = &*node.driver.borrow() {
             file.try_lock(&self.locks, id, perm, shared, node.options.borrow().force_share)?;
         }

@@ -43,6 +43,20 @@ impl Preallocation {
     }
 }
 
+/// The largest length of a node, bytes (`BDRV_MAX_LENGTH`).
+pub(super) const MAX_LENGTH: u64 = (1 << 63) - (1 << 30);
+
+/// Refuses a length that no node can have (`bdrv_check_request`). The error is QEMU's text.
+pub(super) fn check_length(size: u64) -> Result<(), String> {
+    if i64::try_from(size).is_err() {
+        return Err("Image size cannot be negative".to_owned());
+    }
+    match size <= MAX_LENGTH {
+        true => Ok(()),
+        false => Err(format!("offset({size}) exceeds maximum({MAX_LENGTH})")),
+    }
+}
+
 impl Block {
     /// Sets a node's length, bytes; a longer node reads zeros there. The error is QEMU's text.
     pub fn co_truncate<'a>(
@@ -53,6 +67,7 @@ impl Block {
     ) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             const NO_RESIZE: &str = "Image format driver does not support resize";
+            check_length(size)?;
             let node = self.node(id);
             let driver = node.driver.borrow().clone();
             match driver {

@@ -27,8 +27,8 @@ pub enum CreateOptions {
     },
     /// A qcow2 image in an existing node.
     Qcow2 {
-        /// The node.
-        file: String,
+        /// The node, by name or made for it.
+        file: ChildRef,
         /// `data-file`, which is looked up and then refused.
         data_file: Option<String>,
         /// `data-file-raw`.
@@ -60,25 +60,38 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
             create_file(block, &filename, size, preallocation).await.map_err(failed)
         }
         CreateOptions::Qcow2 { file, data_file, data_file_raw, options } => {
-            let node = block.lookup(Some(&file), Some(&file)).map_err(failed)?;
-            match data_file {
-                Some(name) => {
-                    block.lookup(Some(&name), Some(&name)).map_err(failed)?;
-                    return Err(failed("not modelled: an external data file".to_owned()));
+            let (node, is_own) = match file {
+                ChildRef::Name(name) => (block.lookup(Some(&name), Some(&name)).map_err(failed)?, false),
+                ChildRef::Inline(inline) => {
+                    let id = open_in_main_loop(block, *inline).await.map_err(failed)?;
+                    (block.node(id), true)
                 }
-                None if data_file_raw => return Err(failed("data-file-raw requires data-file".to_owned())),
-                None => {}
-            }
+            };
             block.reference(&node);
-            let result = Qcow2::create(block, node.id, &options).await;
+            let result = match data_file {
+                Some(name) => match block.lookup(Some(&name), Some(&name)) {
+                    Ok(_) => Err("not modelled: an external data file".to_owned()),
+                    Err(reason) => Err(reason),
+                },
+                None if data_file_raw => Err("data-file-raw requires data-file".to_owned()),
+                None => format(block, node.id, &options).await,
+            };
             // Only the reference that was taken above; the node has others.
             node.references.set(node.references.get().saturating_sub(1));
-            for _ in 0..if block.quirks.graph_lock { 14 } else { 0 } {
-                drain_from_coroutine(block).await;
+            if is_own {
+                close_in_main_loop(block, node.id).await;
             }
             result.map_err(failed)
         }
     }
+}
+
+async fn format(block: &Rc<Block>, node: NodeId, options: &Qcow2CreateOptions) -> Result<(), String> {
+    let result = Qcow2::create(block, node, options).await;
+    for _ in 0..if block.quirks.graph_lock { 14 } else { 0 } {
+        drain_from_coroutine(block).await;
+    }
+    result
 }
 
 /// Creating opens and closes the image several times; QEMU 10 drains everything each time.
@@ -93,7 +106,10 @@ async fn create_file(block: &Rc<Block>, filename: &str, size: u64, preallocation
     let store = block.host.create(filename).map_err(|error| format!("Could not create '{filename}': {error}"))?;
     let latency = block.timing.cost(filename, Operation::Write);
     block.sim.device(latency, Footprint::named("create")).await;
-    set_file_length(&store, size.next_multiple_of(512), preallocation)
+    if i64::try_from(size).is_err() {
+        return Err(format!("Could not resize file: {}", Errno::EINVAL));
+    }
+    set_file_length(&store, size, preallocation)
 }
 
 /// A file that somebody uses is not emptied (`raw_co_create`).

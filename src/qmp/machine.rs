@@ -143,6 +143,11 @@ impl Machine {
         slot.take()
     }
 
+    /// Whether `quit` has ended it.
+    pub fn has_quit(&self) -> bool {
+        self.quits.get()
+    }
+
     /// Ends the machine in order: jobs cancelled, nodes closed, bitmaps stored (`qemu_cleanup`).
     pub async fn shutdown(self: &Rc<Self>) {
         self.send_event("SHUTDOWN", json!({"guest": false, "reason": "host-qmp-quit"}));

@@ -173,11 +173,17 @@ pub struct SimBackend(Rc<Shared>);
 
 impl SimBackend {
     fn machine(&self) -> Result<Rc<Machine>, RunError> {
-        self.0
-            .machine
-            .borrow()
-            .clone()
-            .ok_or_else(|| RunError::machine("no machine is running; `vm: launch` starts one"))
+        let machine = self.launched()?;
+        match machine.has_quit() {
+            true => Err(RunError::machine("QEMU ended by itself: exit status 0")),
+            false => Ok(machine),
+        }
+    }
+
+    /// The machine that was launched, even if it has been told to quit.
+    fn launched(&self) -> Result<Rc<Machine>, RunError> {
+        let machine = self.0.machine.borrow().clone();
+        machine.ok_or_else(|| RunError::machine("no machine is running; `vm: launch` starts one"))
     }
 
     fn new_process(&self) -> u32 {
@@ -214,7 +220,7 @@ impl SimBackend {
 
     fn drop_machine(&self) {
         let machine = self.0.machine.borrow().clone();
-        if let Some(machine) = machine {
+        if let Some(machine) = machine.filter(|machine| !machine.has_quit()) {
             machine.kill();
         }
         self.retire();
@@ -250,26 +256,27 @@ impl Backend for SimBackend {
     }
 
     async fn shutdown(&self) -> Result<(), RunError> {
-        let machine = self.machine()?;
-        let ending = machine.clone();
-        machine.in_monitor(Box::pin(async move { ending.shutdown().await })).await;
+        let machine = self.launched()?;
+        if !machine.has_quit() {
+            let ending = machine.clone();
+            machine.in_monitor(Box::pin(async move { ending.shutdown().await })).await;
+        }
         self.retire();
         Ok(())
     }
 
     async fn kill(&self) -> Result<(), RunError> {
-        self.machine()?.kill();
+        let machine = self.launched()?;
+        if !machine.has_quit() {
+            machine.kill();
+        }
         self.retire();
         Ok(())
     }
 
     async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError> {
         let machine = self.machine()?;
-        let reply = machine.execute(command, arguments).await;
-        if command == "quit" {
-            self.retire();
-        }
-        Ok(reply)
+        Ok(machine.execute(command, arguments).await)
     }
 
     async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {

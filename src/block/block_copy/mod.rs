@@ -274,8 +274,14 @@ impl BlockCopy {
 /// The unit of copying: what the target writes in one piece, but not below 64 KiB
 /// (`block_copy_calculate_cluster_size`).
 fn choose_cluster_size(block: &Rc<Block>, target: NodeId, min_cluster_size: u64) -> Result<u64, SetupError> {
+    if i64::try_from(min_cluster_size).is_err() {
+        return Err(format!("min-cluster-size too large: {min_cluster_size} > {}", i64::MAX));
+    }
     if min_cluster_size != 0 && !min_cluster_size.is_power_of_two() {
         return Err("min-cluster-size needs to be a power of 2".to_owned());
+    }
+    if min_cluster_size > 1 << 31 {
+        return Err("not modelled: a min-cluster-size of 4 GiB or more, which aborts QEMU".to_owned());
     }
     let floor = min_cluster_size.max(CLUSTER_SIZE_DEFAULT);
     let node = block.node(block.skip_filters(target));

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, Driver, NodeId, NodeOptions, Preallocation, ReqFlags};
+use crate::block::{Block, Driver, NodeId, NodeOptions, Perm, Preallocation, ReqFlags};
 use crate::store::Content;
 
 use super::Qcow2;
@@ -17,6 +17,7 @@ impl Qcow2 {
     /// Formats the file in `file`. The error is QEMU's text.
     pub async fn create(block: &Rc<Block>, file: NodeId, options: &Qcow2CreateOptions) -> Result<(), String> {
         check_options(options)?;
+        block.try_permissions(file, Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::ALL)?;
         write_minimal_image(block, file, options).await?;
         // QEMU opens the new image twice: once to grow it, once more only to flush it.
         with_temporary_node(block, file, async |image: &Rc<Qcow2>| image.populate(block, options).await).await?;
@@ -35,8 +36,10 @@ impl Qcow2 {
         }
         let updated = self.update_header(block).await;
         updated.map_err(|error| could_not("update qcow2 header", error))?;
+        let refused = |text: String| format!("Could not resize image: {text}");
+        crate::block::check_length(options.size).map_err(refused)?;
         let resized = self.truncate(block, options.size, options.preallocation).await;
-        resized.map_err(|text| format!("Could not resize image: {text}"))?;
+        resized.map_err(refused)?;
         if let Some(backing) = &options.backing_file {
             let format = options.backing_format.as_deref();
             let changed = self.change_backing(block, Some(backing), format).await;

@@ -212,6 +212,9 @@ impl Machine {
     /// Merges; gives the target and its old contents. A failing source leaves the target as it was.
     pub(super) fn bitmap_merge(&self, merge: &BitmapMerge) -> Result<(Found, Bits), QmpError> {
         let target = self.find_bitmap(&merge.node, &merge.target)?;
+        if merge.sources.is_empty() {
+            return Err("not modelled: a merge of no bitmaps, which crashes QEMU".into());
+        }
         let old = self.edit(&target, |bitmap| bitmap.contents());
         for (node, name) in &merge.sources {
             let source = self.find_bitmap(node.as_deref().unwrap_or(&merge.node), name);

@@ -185,7 +185,7 @@ impl Machine {
     }
 
     /// Reads a `BlockdevRef`.
-    fn parse_child(&self, args: &Args<'_>, name: &'static str) -> Result<ChildRef, QmpError> {
+    pub(super) fn parse_child(&self, args: &Args<'_>, name: &'static str) -> Result<ChildRef, QmpError> {
         match args.any(name) {
             Some(Value::String(reference)) => Ok(ChildRef::Name(reference.clone())),
             Some(Value::Object(_)) => Ok(ChildRef::Inline(Box::new(self.parse_node(&args.object(name)?)?))),
@@ -236,8 +236,8 @@ impl Machine {
 
     fn parse_blkdebug(&self, args: &Args<'_>) -> Result<BlkdebugOptions, QmpError> {
         let image = self.parse_child(args, "image")?;
-        args.opt_str("config")?;
-        let align = args.opt_int("align")?.map(i64::unsigned_abs);
+        let config = args.opt_str("config")?.map(str::to_owned);
+        let align = args.opt_int("align")?;
         let max_transfer = args.opt_i32("max-transfer")?;
         let opt_write_zero = args.opt_i32("opt-write-zero")?;
         let max_write_zero = args.opt_i32("max-write-zero")?;
@@ -258,17 +258,17 @@ impl Machine {
                 return Err(format!("Block protocol 'blkdebug' doesn't support the option '{name}'").into());
             }
         }
-        let unsigned = |value: Option<i32>| value.map(|v| u64::from(v.unsigned_abs()));
         Ok(BlkdebugOptions {
             image,
             inject,
             set_state,
             align,
-            max_transfer: unsigned(max_transfer),
-            opt_write_zero: unsigned(opt_write_zero),
-            max_write_zero: unsigned(max_write_zero),
-            opt_discard: unsigned(opt_discard),
-            max_discard: unsigned(max_discard),
+            max_transfer: max_transfer.map(i64::from),
+            opt_write_zero: opt_write_zero.map(i64::from),
+            max_write_zero: max_write_zero.map(i64::from),
+            opt_discard: opt_discard.map(i64::from),
+            max_discard: max_discard.map(i64::from),
+            config,
             take,
             unshare,
         })
@@ -400,7 +400,7 @@ fn parse_inject(item: &Value, name: &str) -> Result<InjectError, QmpError> {
         ),
     };
     let errno = args.opt_int("errno")?.unwrap_or(5);
-    let sector = args.opt_int("sector")?.filter(|sector| *sector >= 0).map(i64::unsigned_abs);
+    let sector = args.opt_int("sector")?.filter(|sector| *sector != -1);
     let once = args.opt_bool("once")?.unwrap_or(false);
     let immediately = args.opt_bool("immediately")?.unwrap_or(false);
     args.finish()?;

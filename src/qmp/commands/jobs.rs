@@ -136,7 +136,7 @@ impl Machine {
                 options.opt_size("extent-size-hint")?;
                 CreateOptions::File { filename, size, preallocation }
             }
-            "qcow2" => parse_qcow2_create(&options)?,
+            "qcow2" => self.parse_qcow2_create(&options)?,
             "luks" | "nfs" | "parallels" | "qcow" | "qed" | "rbd" | "ssh" | "vdi" | "vhdx" | "vmdk" | "vpc" => {
                 return Err(format!("not modelled: blockdev-create of '{driver}'; there are file and qcow2").into());
             }
@@ -185,48 +185,43 @@ fn block_job_info(job: &Job) -> Value {
     info
 }
 
-fn parse_qcow2_create(options: &Args<'_>) -> Result<CreateOptions, QmpError> {
-    let file = match options.any("file") {
-        Some(Value::String(name)) => name.clone(),
-        Some(Value::Object(_)) => {
-            return Err("not modelled: blockdev-create with an inline 'file'; give a node's name".into());
+impl Machine {
+    fn parse_qcow2_create(&self, options: &Args<'_>) -> Result<CreateOptions, QmpError> {
+        let file = self.parse_child(options, "file")?;
+        if options.has("encrypt") {
+            return Err("not modelled: option 'encrypt' of blockdev-create".into());
         }
-        Some(_) => return Err("Invalid parameter type for 'file', expected: BlockdevRef".into()),
-        None => return Err(options.str("file").err().unwrap_or_else(|| "Parameter 'options.file' is missing".into())),
-    };
-    if options.has("encrypt") {
-        return Err("not modelled: option 'encrypt' of blockdev-create".into());
+        let data_file = match options.any("data-file") {
+            None => None,
+            Some(Value::String(name)) => Some(name.clone()),
+            Some(_) => return Err("not modelled: blockdev-create with an inline 'data-file'".into()),
+        };
+        let data_file_raw = options.opt_bool("data-file-raw")?.unwrap_or(false);
+        let extended_l2 = options.opt_bool("extended-l2")?.unwrap_or(false);
+        let size = options.size("size")?;
+        let version = options.opt_enum("version", &[("v2", 2), ("v3", 3)])?.unwrap_or(3);
+        let backing_file = options.opt_str("backing-file")?.map(str::to_owned);
+        let backing_format = options.opt_str("backing-fmt")?.map(str::to_owned);
+        if let Some(format) = backing_format.as_deref().filter(|format| !is_driver(format)) {
+            return Err(options.bad_value("backing-fmt", format));
+        }
+        let cluster_size = options.opt_size("cluster-size")?;
+        let preallocation = options.opt_enum("preallocation", &preallocation_modes())?.unwrap_or_default();
+        let lazy_refcounts = options.opt_bool("lazy-refcounts")?.unwrap_or(false);
+        let refcount_bits = options.opt_int("refcount-bits")?;
+        let zstd = options.opt_enum("compression-type", &[("zlib", false), ("zstd", true)])?.unwrap_or(false);
+        let options = Qcow2CreateOptions {
+            size,
+            version,
+            backing_file,
+            backing_format,
+            cluster_size: cluster_size.unwrap_or(65536),
+            preallocation,
+            lazy_refcounts,
+            refcount_bits: refcount_bits.map_or(16, i64::unsigned_abs),
+            extended_l2,
+            zstd,
+        };
+        Ok(CreateOptions::Qcow2 { file, data_file, data_file_raw, options })
     }
-    let data_file = match options.any("data-file") {
-        None => None,
-        Some(Value::String(name)) => Some(name.clone()),
-        Some(_) => return Err("not modelled: blockdev-create with an inline 'data-file'".into()),
-    };
-    let data_file_raw = options.opt_bool("data-file-raw")?.unwrap_or(false);
-    let extended_l2 = options.opt_bool("extended-l2")?.unwrap_or(false);
-    let size = options.size("size")?;
-    let version = options.opt_enum("version", &[("v2", 2), ("v3", 3)])?.unwrap_or(3);
-    let backing_file = options.opt_str("backing-file")?.map(str::to_owned);
-    let backing_format = options.opt_str("backing-fmt")?.map(str::to_owned);
-    if let Some(format) = backing_format.as_deref().filter(|format| !is_driver(format)) {
-        return Err(options.bad_value("backing-fmt", format));
-    }
-    let cluster_size = options.opt_size("cluster-size")?;
-    let preallocation = options.opt_enum("preallocation", &preallocation_modes())?.unwrap_or_default();
-    let lazy_refcounts = options.opt_bool("lazy-refcounts")?.unwrap_or(false);
-    let refcount_bits = options.opt_int("refcount-bits")?;
-    let zstd = options.opt_enum("compression-type", &[("zlib", false), ("zstd", true)])?.unwrap_or(false);
-    let options = Qcow2CreateOptions {
-        size,
-        version,
-        backing_file,
-        backing_format,
-        cluster_size: cluster_size.unwrap_or(65536),
-        preallocation,
-        lazy_refcounts,
-        refcount_bits: refcount_bits.map_or(16, i64::unsigned_abs),
-        extended_l2,
-        zstd,
-    };
-    Ok(CreateOptions::Qcow2 { file, data_file, data_file_raw, options })
 }

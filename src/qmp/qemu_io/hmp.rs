@@ -1,4 +1,4 @@
-//! `human-monitor-command` with `qemu-io`: the only HMP command that scenarios use.
+//! `human-monitor-command`: `qemu-io`, which scenarios use, and `block_resize`.
 //!
 //! It makes a backend on the node for the time of the command and drains it at the end. What the monitor
 //! itself says is in `return`, what qemu-io prints goes to QEMU's standard output (`hmp_qemu_io`).
@@ -8,6 +8,7 @@ use std::rc::Rc;
 use serde_json::{Map, Value};
 
 use crate::block::{Block, Perm};
+use crate::cutils::strtosz;
 use crate::qmp::args::Args;
 use crate::qmp::error::QmpResult;
 use crate::qmp::known::is_hmp;
@@ -43,11 +44,41 @@ impl Machine {
                 Err(Refusal::Said(said)) => Ok(said + "Try \"help qemu-io\" for more information\r\n"),
                 Err(Refusal::NotModelled) => Err("not modelled: option -d of qemu-io".to_owned()),
             },
+            "block_resize" => Ok(self.hmp_block_resize(arguments).await),
             other if is_hmp(&self.block.quirks, other) => {
-                Err(format!("not modelled: HMP command '{other}'; there is qemu-io"))
+                Err(format!("not modelled: HMP command '{other}'; there are block_resize and qemu-io"))
             }
             other => Ok(format!("unknown command: '{other}'\r\n")),
         }
+    }
+
+    /// block_resize: of a device, which a machine without devices does not have (`hmp_block_resize`).
+    async fn hmp_block_resize(self: &Rc<Self>, arguments: &str) -> String {
+        const HINT: &str = "Try \"help block_resize\" for more information\r\n";
+        let mut rest = arguments;
+        let device = match string(&mut rest) {
+            Ok(Some(device)) => device,
+            _ => return format!("block_resize: block device name expected\r\n{HINT}"),
+        };
+        let mut words = rest.split_whitespace();
+        let size = words.next().and_then(|word| self.megabytes(word));
+        let Some(size) = size else { return format!("invalid size\r\n{HINT}") };
+        if words.next().is_some() {
+            return format!("block_resize: extraneous characters at the end of line\r\n{HINT}");
+        }
+        let arguments = Map::from_iter([("device".to_owned(), device.into()), ("size".to_owned(), size.into())]);
+        match self.block_resize(&arguments).await {
+            Ok(_) => String::new(),
+            Err(error) => format!("Error: {}\r\n", error.desc),
+        }
+    }
+
+    /// A size of the human monitor, bytes: without a suffix it is in MiB (`qemu_strtosz_MiB`).
+    fn megabytes(&self, text: &str) -> Option<i64> {
+        let quirks = &self.block.quirks;
+        let is_bare = text.ends_with(|c: char| c.is_ascii_digit() || c == '.') && !text.contains(['x', 'X']);
+        let text = if is_bare { format!("{text}M") } else { text.to_owned() };
+        strtosz(quirks, &text).ok().and_then(|size| i64::try_from(size).ok())
     }
 
     /// As the step `qemu-io` of a scenario gives it to the human monitor, without escapes.
