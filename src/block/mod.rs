@@ -1,6 +1,6 @@
 //! The block layer: nodes, edges, requests, drivers.
 //!
-//! `graph.rs` holds nodes and edges, `open.rs`, `reopen.rs` and `close.rs` make, change and end them, `permissions.rs`
+//! `graph.rs` holds nodes and edges, `open.rs`, `open_blkdebug.rs`, `open_failed.rs`, `reopen.rs` and `close.rs` make, change and end them, `permissions.rs`
 //! and `drain.rs` guard changes; `filename.rs` says what they are called, `qdict.rs` in which order QEMU tells options; `io.rs`, `io_zero.rs`, `flush.rs`, `copy_range.rs`, `status.rs`, `truncate.rs` are the generic request path;
 //! `file.rs`, `null.rs`, `raw.rs`, `blkdebug.rs`, `cbw.rs`, `qcow2/` are drivers, `block_copy/` the copying machinery
 //! that copy-before-write and backup share. Nothing here knows jobs beyond [`JobParent`], or QMP.
@@ -24,6 +24,8 @@ mod io_zero;
 mod node;
 mod null;
 pub mod open;
+mod open_blkdebug;
+mod open_failed;
 mod permissions;
 mod printed;
 pub mod qcow2;

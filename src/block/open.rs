@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use super::blkdebug::{Blkdebug, InjectError, SetState};
+use super::blkdebug::{InjectError, SetState};
 use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 use super::file::FileDriver;
 use super::flags::Perm;
@@ -189,7 +189,7 @@ pub(super) enum Inherit<'a> {
     Backing(&'a NodeOptions),
 }
 
-type Opened = Result<Rc<Node>, String>;
+pub(super) type Opened = Result<Rc<Node>, String>;
 
 impl Block {
     /// Opens a node (`bdrv_open`); the caller gets the one reference on it.
@@ -207,11 +207,11 @@ impl Block {
     async fn open_driver(self: &Rc<Self>, options: &OpenOptions, common: NodeOptions) -> Opened {
         let name = options.node_name.as_deref();
         match &options.driver {
-            DriverOptions::File { filename } => self.open_file(name, common, filename),
+            DriverOptions::File { filename } => self.open_file(name, common, filename).await,
             DriverOptions::Null(null) => {
-                let node = self.checked_node(name, common)?;
+                let node = self.named_node(name, common).await?;
                 if null.size > MAX_LENGTH {
-                    self.remove_node(node.id);
+                    self.give_up(Some(node.id), false).await;
                     return Err("Could not refresh total sector count: File too large".to_owned());
                 }
                 node.length.set(null.size.next_multiple_of(512));
@@ -239,7 +239,7 @@ impl Block {
 
     /// Refuses options that contradict each other, then the name, and makes the node
     /// (`bdrv_open_common`).
-    fn checked_node(&self, name: Option<&str>, options: NodeOptions) -> Opened {
+    pub(super) fn checked_node(&self, name: Option<&str>, options: NodeOptions) -> Opened {
         options.check()?;
         self.new_node(name, options)
     }
@@ -255,19 +255,22 @@ impl Block {
         let (node, file) = self.open_over_as(name, options, file, Role::Filtered, driver).await?;
         let real = self.node(file).length.get();
         if let Err(reason) = window.check(real) {
-            self.unref(node.id).await;
+            self.driver_refused(node.id).await;
             return Err(reason);
         }
         node.length.set(window.length(real));
         Ok(node)
     }
 
-    fn open_file(&self, name: Option<&str>, options: NodeOptions, filename: &str) -> Opened {
-        let node = self.checked_node(name, options)?;
-        let store = self.host.open(filename).map_err(|error| {
-            self.remove_node(node.id);
-            format!("Could not open '{filename}': {error}")
-        })?;
+    async fn open_file(&self, name: Option<&str>, options: NodeOptions, filename: &str) -> Opened {
+        let node = self.named_node(name, options).await?;
+        let store = match self.host.open(filename) {
+            Ok(store) => store,
+            Err(error) => {
+                self.give_up(Some(node.id), true).await;
+                return Err(format!("Could not open '{filename}': {error}"));
+            }
+        };
         node.length.set(store.len().next_multiple_of(512));
         let process = self.process;
         *node.driver.borrow_mut() = Driver::File(Rc::new(FileDriver { filename: filename.into(), store, process }));
@@ -275,12 +278,12 @@ impl Block {
     }
 
     /// A filter has the length of the node below.
-    fn copy_from_child(&self, node: &Node, child: NodeId) {
+    pub(super) fn copy_from_child(&self, node: &Node, child: NodeId) {
         node.length.set(self.node(child).length.get());
     }
 
     /// Opens or finds a child and takes a reference on it for the caller.
-    async fn open_child(self: &Rc<Self>, child: &ChildRef, inherit: Inherit<'_>) -> Opened {
+    pub(super) async fn open_child(self: &Rc<Self>, child: &ChildRef, inherit: Inherit<'_>) -> Opened {
         match child {
             ChildRef::Name(name) => {
                 let node = self.lookup(Some(name), Some(name))?;
@@ -311,7 +314,15 @@ impl Block {
         role: Role,
         driver: Driver,
     ) -> Result<(Rc<Node>, NodeId), String> {
-        let child = self.open_child(file, Inherit::Child(&options)).await?;
+        let child = match self.open_child(file, Inherit::Child(&options)).await {
+            Ok(child) => child,
+            Err(reason) => {
+                // Only the children of formats are opened before the driver is asked.
+                let format = role == Role::Storage || matches!(driver, Driver::Raw(_));
+                self.give_up(None, !format).await;
+                return Err(reason);
+            }
+        };
         // The probe of the format holds the file for a moment.
         self.graph_write_section().await;
         let attached = self.checked_node(name, options).and_then(|node| {
@@ -348,7 +359,7 @@ impl Block {
         let qcow2 = match opened {
             Ok(qcow2) => qcow2,
             Err(reason) => {
-                self.unref(node.id).await;
+                self.driver_refused(node.id).await;
                 return Err(reason);
             }
         };
@@ -431,57 +442,6 @@ impl Block {
         head.is_ok_and(|head| head.to_vec() == *b"QFI\xfb")
     }
 
-    async fn open_blkdebug(
-        self: &Rc<Self>,
-        name: Option<&str>,
-        options: NodeOptions,
-        spec: &BlkdebugOptions,
-    ) -> Opened {
-        let node = self.checked_node(name, options.clone())?;
-        let opened = match self.check_blkdebug_options(spec) {
-            Ok(()) => self.open_child(&spec.image, Inherit::Child(&options)).await,
-            Err(reason) => Err(reason),
-        };
-        let image = match opened {
-            Ok(image) => image,
-            Err(reason) => {
-                self.remove_node(node.id);
-                return Err(reason);
-            }
-        };
-        let blkdebug = Rc::new(make_blkdebug(spec));
-        *node.driver.borrow_mut() = Driver::Blkdebug(blkdebug.clone());
-        inherit_from(&spec.image, &image, &node);
-        let attached = self.attach(Parent::Node(node.id), "image", Role::Filtered, image.id, None);
-        self.graph_write_section().await;
-        self.unref(image.id).await;
-        let checked = attached.map(|_| ()).and_then(|()| check_constraints(spec));
-        if let Err(reason) = checked {
-            self.unref(node.id).await;
-            return Err(reason);
-        }
-        self.copy_from_child(&node, image.id);
-        let (block, name) = (self.clone(), node.name.clone());
-        let event = super::blkdebug_event::BlkdebugEvent::None;
-        self.sim.run_coroutine("blkdebug open", async move { blkdebug.event(&block, &name, event).await }).await;
-        Ok(node)
-    }
-
-    /// What blkdebug looks at before it opens its image.
-    fn check_blkdebug_options(&self, spec: &BlkdebugOptions) -> Result<(), String> {
-        if let Some((name, Some(value))) = spec.limits().into_iter().find(|(_, value)| value.is_some_and(|n| n < 0)) {
-            return Err(match self.quirks.strtosz_strict {
-                true => format!("Value '{value}' is out of range for parameter '{name}'"),
-                false => format!("Parameter '{name}' expects a non-negative number below 2^64"),
-            });
-        }
-        match spec.config.as_deref().map(|name| self.host.open(name)) {
-            None => Ok(()),
-            Some(Ok(_)) => Err("not modelled: a configuration file of blkdebug; give its rules inline".to_owned()),
-            Some(Err(error)) => Err(format!("Could not read blkdebug config file: {error}")),
-        }
-    }
-
     async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {
         let DriverOptions::CopyBeforeWrite { file, target, bitmap, on_error, timeout_s, min_cluster_size } = driver
         else {
@@ -516,67 +476,15 @@ impl Block {
                 Ok(node)
             }
             Err(reason) => {
-                self.unref(node.id).await;
+                self.driver_refused(node.id).await;
                 Err(reason)
             }
         }
     }
 }
 
-fn make_blkdebug(spec: &BlkdebugOptions) -> Blkdebug {
-    let [align, max_transfer, opt_write_zero, max_write_zero, opt_discard, max_discard] =
-        spec.limits().map(|(_, value)| value.map(i64::unsigned_abs));
-    let mut blkdebug = Blkdebug::new(spec.inject.clone(), spec.set_state.clone());
-    blkdebug.align = align.unwrap_or(0);
-    blkdebug.max_transfer = max_transfer;
-    blkdebug.opt_write_zero = opt_write_zero;
-    blkdebug.max_write_zero = max_write_zero;
-    blkdebug.opt_discard = opt_discard;
-    blkdebug.max_discard = max_discard;
-    blkdebug.take = spec.take;
-    blkdebug.unshare = spec.unshare;
-    blkdebug
-}
-
-impl BlkdebugOptions {
-    /// The limits by their names, bytes.
-    fn limits(&self) -> [(&'static str, Option<i64>); 6] {
-        [
-            ("align", self.align),
-            ("max-transfer", self.max_transfer),
-            ("opt-write-zero", self.opt_write_zero),
-            ("max-write-zero", self.max_write_zero),
-            ("opt-discard", self.opt_discard),
-            ("max-discard", self.max_discard),
-        ]
-    }
-}
-
-/// Constraints between blkdebug's limits (`blkdebug_open`).
-fn check_constraints(spec: &BlkdebugOptions) -> Result<(), String> {
-    let [align, max_transfer, opt_write_zero, max_write_zero, opt_discard, max_discard] =
-        spec.limits().map(|(name, value)| (name, value.map_or(0, i64::unsigned_abs)));
-    let refused = |(name, value): (&str, u64)| Err(format!("Cannot meet constraints with {name} {value}"));
-    if align.1 != 0 && (!align.1.is_power_of_two() || align.1 >= i32::MAX as u64) {
-        return refused(align);
-    }
-    let align = align.1.max(1);
-    for (limit, unit) in [
-        (max_transfer, align),
-        (opt_write_zero, align),
-        (max_write_zero, align.max(opt_write_zero.1)),
-        (opt_discard, align),
-        (max_discard, align.max(opt_discard.1)),
-    ] {
-        if limit.1 % unit != 0 || limit.1 >= i32::MAX as u64 {
-            return refused(limit);
-        }
-    }
-    Ok(())
-}
-
 /// A child that was opened inline takes its parent's options over.
-fn inherit_from(given: &ChildRef, child: &Node, parent: &Node) {
+pub(super) fn inherit_from(given: &ChildRef, child: &Node, parent: &Node) {
     if matches!(given, ChildRef::Inline(_)) {
         child.inherits_from.set(Some(parent.id));
     }

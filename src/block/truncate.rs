@@ -70,6 +70,7 @@ impl Block {
             check_length(size)?;
             let node = self.node(id);
             let driver = node.driver.borrow().clone();
+            let mut length = size.next_multiple_of(512);
             match driver {
                 Driver::File(file) => file.truncate(self, &node, size, preallocation).await?,
                 Driver::Qcow2(qcow2) => qcow2.truncate(self, size, preallocation).await?,
@@ -81,6 +82,8 @@ impl Block {
                     let below = below.ok_or("Disk size too large for the chosen offset")?;
                     let child = node.primary_child().ok_or(NO_RESIZE)?;
                     self.co_truncate(child, below, preallocation).await?;
+                    // The node below has whole sectors; with an odd offset that is more than was asked for.
+                    length = raw.window().length(self.node(child).length.get());
                 }
                 // Filters have no say in it.
                 Driver::Blkdebug(_) | Driver::CopyBeforeWrite(_) => {
@@ -89,7 +92,7 @@ impl Block {
                 }
                 _ => return Err(NO_RESIZE.to_owned()),
             }
-            self.set_length(&node, size.next_multiple_of(512));
+            self.set_length(&node, length);
             node.write_generation.add(1);
             Ok(())
         })

@@ -100,7 +100,9 @@ async fn store(process: &Process, image: &Image, done: bool) -> Outcome<()> {
     // The driver has told its reasons; of those, lost bitmaps count as a mistake of the caller.
     let lost = process.block.stderr.borrow().contains("Lost persistent bitmaps");
     let error = if lost { Errno::EINVAL } else { Errno::EIO };
-    Err(failure(format!("Error while closing the image: {error}")))
+    // Told at once: closing the image tries again, and tells its reasons again.
+    process.report(&format!("Error while closing the image: {error}"));
+    Err(failure(""))
 }
 
 /// The image that is worked on.

@@ -98,7 +98,7 @@ pub(super) fn data_bytes_needed(size: u64, granularity: u64) -> u64 {
 
 /// Entries of the table of a bitmap of a disk of `size` bytes.
 pub(super) fn table_entries_needed(geo: Geometry, size: u64, granularity: u64) -> u64 {
-    geo.clusters(data_bytes_needed(size, granularity)).max(1)
+    geo.clusters(data_bytes_needed(size, granularity))
 }
 
 /// Parses a directory of an image of `size` bytes that should have `count` entries. The error is

@@ -136,6 +136,10 @@ impl Qcow2 {
         if entries > MAX_TABLE_ENTRIES || entries * cluster > MAX_DATA_BYTES {
             return Err(format!("Bitmap '{name}' is too big"));
         }
+        if entries == 0 {
+            // QEMU takes the table of no bytes that it gets for a failed allocation.
+            return Err("No memory".to_owned());
+        }
         table.resize(entries as usize, 0);
         for index in 0..entries {
             let bytes = {

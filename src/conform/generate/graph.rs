@@ -3,6 +3,7 @@
 //! Must never start a job: nothing here happens but what a command does before it answers.
 
 use super::disks::{file, image_step, path};
+use super::graph_apart::{ask_more, other_backing, other_rules, snapshot, tools, window};
 use super::guest::Mix;
 use super::model::{Disk, Format};
 use super::pick::size_value;
@@ -28,15 +29,20 @@ pub(super) fn generate(mut world: World, name: String, description: String) -> S
     if world.coin() {
         nodes(&mut world);
     }
-    if world.one_in(3) {
+    if world.coin() {
+        let images: Vec<(String, Format)> =
+            world.disks.iter().filter_map(|disk| Some((disk.image.clone()?, disk.format))).collect();
         world.vm("shutdown");
+        if !images.is_empty() {
+            tools(&mut world, &images);
+        }
     }
     world.script(name, description)
 }
 
 type Act = fn(&mut World);
 
-const ACTS: [Act; 15] = [
+const ACTS: [Act; 22] = [
     another_disk,
     guest,
     guest,
@@ -52,6 +58,13 @@ const ACTS: [Act; 15] = [
     wrong_guest,
     bitmaps,
     ask,
+    ask_more,
+    snapshot,
+    snapshot,
+    window,
+    window,
+    other_backing,
+    other_rules,
 ];
 
 /// A disk whose file has a name, so that it can be reopened.

@@ -13,6 +13,7 @@ mod faults;
 mod faults_apart;
 mod fleecing;
 mod graph;
+mod graph_apart;
 mod guest;
 mod images;
 mod jobs;

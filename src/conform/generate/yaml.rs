@@ -11,6 +11,8 @@ const WIDTH: usize = 119;
 /// A value of a scenario.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Yaml {
+    /// Nothing, said aloud.
+    Null,
     /// A number.
     Int(i128),
     /// A truth value.
@@ -300,6 +302,7 @@ fn flow(out: &mut String, value: &Yaml, closing: usize) {
 /// `value` on one line.
 fn plain(value: &Yaml) -> String {
     match value {
+        Yaml::Null => "null".to_string(),
         Yaml::Int(number) => number.to_string(),
         Yaml::Bool(truth) => truth.to_string(),
         Yaml::Text(text) => scalar(text),

@@ -136,10 +136,15 @@ impl Session {
         match runs {
             Err(error) => self.say(format!("Failed to get allocation status: {error}")),
             Ok(runs) => {
+                let end = runs.last().map_or(0, |(offset, bytes, _)| offset + bytes);
                 for (offset, bytes, allocated) in runs {
                     let word = if allocated { "    allocated" } else { "not allocated" };
                     let (long, at) = (human(bytes), human(offset));
                     self.block.print(format!("{long} ({bytes:#x}) bytes {word} at offset {at} ({offset:#x})\n"));
+                }
+                if end < length {
+                    // A window of raw, rounded up to whole sectors, can reach behind the node below.
+                    self.say("Unexpected end of image".to_owned());
                 }
             }
         }
@@ -147,8 +152,6 @@ impl Session {
 
     async fn alloc(&self, offset: u64, bytes: u64) {
         let Some(node) = self.backend.node(&self.block) else { return };
-        // What lies behind the end is not counted.
-        let bytes = bytes.min(node.length.get().saturating_sub(offset));
         let (node, block) = (node.id, self.block.clone());
         let sum = self
             .in_coroutine(async move {
@@ -161,12 +164,15 @@ impl Session {
                     sum += if allocated { run } else { 0 };
                     pos += run;
                 }
-                Ok::<u64, Errno>(sum)
+                // What lies behind the end is not counted.
+                Ok::<(u64, u64), Errno>((sum, pos - offset))
             })
             .await;
         match sum {
             Err(error) => self.block.print(format!("is_allocated failed: {error}\n")),
-            Ok(sum) => self.block.print(format!("{sum}/{bytes} bytes allocated at offset {}\n", human(offset))),
+            Ok((sum, bytes)) => {
+                self.block.print(format!("{sum}/{bytes} bytes allocated at offset {}\n", human(offset)))
+            }
         }
     }
 
