@@ -194,6 +194,10 @@ impl Block {
         {
             qcow2.set_backing_node(Some(node.id));
         }
+        if replaced.is_ok() {
+            // Jobs see two changes of the graph: the new edge, then the parents that move.
+            self.graph_write_section().await;
+        }
         replaced
     }
 

@@ -38,7 +38,8 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let parsed = reader.read(args)?;
     refuse_image_opts(&parsed)?;
     let granularity = parsed.get("granularity").map(|text| size::argument(process.quirks(), "granularity", text));
-    let granularity = granularity.transpose()?;
+    // 0 is the same as none.
+    let granularity = granularity.transpose()?.filter(|bytes| *bytes > 0);
     check(&parsed, granularity)?;
     let [filename, name] = parsed.rest.as_slice() else {
         return Err(failure("Expecting filename and bitmap name"));

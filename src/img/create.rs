@@ -5,7 +5,7 @@ use crate::block::qcow2::Qcow2CreateOptions;
 use crate::job::create_image;
 
 use super::args::{Opt, Reader, short};
-use super::options::{CreateOptions, check_format, creation_failed};
+use super::options::{CreateOptions, check_format, creation_failed, truth};
 use super::process::{Exit, How, Outcome, Process};
 use super::size;
 
@@ -173,8 +173,8 @@ fn qcow2_options(options: &CreateOptions, new: &mut Qcow2CreateOptions) -> Resul
     };
     new.cluster_size = options.number("cluster_size").unwrap_or(new.cluster_size);
     new.refcount_bits = options.number("refcount_bits").unwrap_or(new.refcount_bits);
-    new.lazy_refcounts = options.get("lazy_refcounts") == Some("on");
-    new.extended_l2 = options.get("extended_l2") == Some("on");
+    new.lazy_refcounts = options.get("lazy_refcounts").and_then(truth) == Some(true);
+    new.extended_l2 = options.get("extended_l2").and_then(truth) == Some(true);
     new.backing_file = options.get("backing_file").map(str::to_owned);
     new.backing_format = options.get("backing_fmt").map(str::to_owned);
     Ok(())

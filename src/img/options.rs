@@ -140,7 +140,7 @@ impl CreateOptions {
             let value = match kind {
                 Kind::Size => size::parameter(quirks, name, &value)?.to_string(),
                 Kind::Number => number(name, &value)?.to_string(),
-                Kind::Bool if !matches!(value.as_str(), "on" | "off") => {
+                Kind::Bool if truth(&value).is_none() => {
                     return Err(format!("Parameter '{name}' expects 'on' or 'off'"));
                 }
                 Kind::NotModelled => return Err(format!("not modelled: option '{name}'; there are {}", self.names())),
@@ -224,6 +224,15 @@ fn key_values(text: &str) -> Vec<(String, Option<String>)> {
 /// The end of a creation that a file's name goes in front of.
 pub(super) fn creation_failed(filename: &str, text: &str) -> Exit {
     failure(format!("{filename}: {text}"))
+}
+
+/// What a word says, if it is one of those that QEMU takes for yes or no (`qapi_bool_parse`).
+pub(super) fn truth(word: &str) -> Option<bool> {
+    match word {
+        "on" | "yes" | "true" | "y" => Some(true),
+        "off" | "no" | "false" | "n" => Some(false),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -238,6 +238,9 @@ impl Machine {
         if !matches!(format, "qcow2" | "raw") {
             return Err(format!("Unknown file format '{format}'").into());
         }
+        if format == "raw" && backing.is_some() {
+            return Err("Backing file not supported for file format 'raw'".into());
+        }
         block.print(formatting_line(filename, format, size, backing.as_ref()));
         let (backing_file, backing_format) = backing.unzip();
         let options = Qcow2CreateOptions { size, backing_file, backing_format, ..Qcow2CreateOptions::default() };
