@@ -134,6 +134,10 @@ pub async fn create_image(
     let node = open_in_main_loop(block, *file).await?;
     let result = Qcow2::create(block, node, options).await;
     close_in_main_loop(block, node).await;
+    if result.is_err() {
+        // The file goes too, whatever stood there before; that it can't go is nobody's mistake.
+        let _ = block.host.remove(filename);
+    }
     result
 }
 

@@ -167,7 +167,7 @@ fn rebase(world: &mut World, images: &[Image]) {
     let image = images[at].name.clone();
     match world.rng.below(4) {
         0 => run(world, &["rebase", "-u", "-b", ""], &[&image]),
-        1 => run(world, &["rebase", "-u", "-b", "nowhere", "-F", "raw"], &[&image]),
+        1 => run(world, &["rebase", "-u", "-b", "TEST_DIR/PID-nowhere", "-F", "raw"], &[&image]),
         // An image that is its own backing file, even far below, would make qemu-img go round.
         _ if at == 0 => run(world, &["rebase", "-u", "-F", "qcow2"], &[&image]),
         _ => {
