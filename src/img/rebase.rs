@@ -51,15 +51,17 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let image = process.open(filename, format, how).await?;
     let changed = match backing_format {
         Some(name) if !matches!(name, "qcow2" | "raw") => Err(failure(format!("Invalid format name: '{name}'"))),
-        _ => change(process, &image, backing.unwrap_or(""), backing_format).await,
+        _ => change(process, &image, backing, backing_format).await,
     };
     process.close(image).await;
     changed?;
     Ok(0)
 }
 
-async fn change(process: &Process, image: &Image, name: &str, format: Option<&str>) -> Outcome<()> {
-    let failed = |text: &str| failure(format!("Could not change the backing file to '{name}': {text}"));
+async fn change(process: &Process, image: &Image, name: Option<&str>, format: Option<&str>) -> Outcome<()> {
+    // A name that was not given is told as the C library prints it.
+    let (told, name) = (name.unwrap_or("(null)"), name.unwrap_or(""));
+    let failed = |text: &str| failure(format!("Could not change the backing file to '{told}': {text}"));
     let Some(qcow2) = image.node.qcow2() else { return Err(failed(&Errno::ENOTSUP.to_string())) };
     if name.is_empty() {
         return set(process, qcow2, None).await.map_err(|error| failed(&error.to_string()));
