@@ -149,6 +149,8 @@ quirks! {
     since_9: true;
     /// 10.0: a machine that ends cancels its jobs inside a drained section (`qemu_cleanup`).
     quit_cancels_drained: true;
+    /// 10.0: blockdev-reopen drains all nodes; 7.2: the nodes that it is about and those below (`qmp_blockdev_reopen`).
+    reopen_drains_all: true;
     /// 10.0: queries tell `format-specific` of a file too, though it is empty (`block/file-posix.c`).
     file_is_specific: true;
     /// 10.0: a refused block_resize names the op blocker; 7.2: `Device '(null)' is in use`.

@@ -333,6 +333,11 @@ impl Block {
         });
         self.graph_write_section().await;
         self.graph_write_section().await;
+        for _ in 0..2 {
+            // The probe's backend drains what it lets go of (`blk_unref`).
+            self.drained_begin(child.id).await;
+            self.drained_end(child.id);
+        }
         // The edge has a reference of its own now.
         self.unref(child.id).await;
         attached.map(|node| (node, child.id))

@@ -6,6 +6,8 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
+use crate::block::open::OpenOptions;
+use crate::block::{Node, NodeId};
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
@@ -29,10 +31,37 @@ impl Machine {
             let node = node.ok_or_else(|| QmpError::from(format!("Failed to find node with node-name='{name}'")))?;
             nodes.push((node, options));
         }
-        self.block.drain_all_begin().await;
+        let drained = self.drained_for_reopen(&nodes);
+        match &drained {
+            Some(nodes) => {
+                for node in nodes {
+                    self.block.drained_begin(*node).await;
+                }
+            }
+            None => self.block.drain_all_begin().await,
+        }
         let result = self.block.reopen(nodes).await;
-        self.block.drain_all_end();
+        match &drained {
+            Some(nodes) => nodes.iter().for_each(|node| self.block.drained_end(*node)),
+            None => self.block.drain_all_end(),
+        }
         result?;
         Ok(json!({}))
+    }
+
+    /// The nodes that are drained while `nodes` change; none: all that there are.
+    fn drained_for_reopen(&self, nodes: &[(Rc<Node>, OpenOptions)]) -> Option<Vec<NodeId>> {
+        if self.block.quirks.reopen_drains_all {
+            return None;
+        }
+        let mut drained: Vec<NodeId> = nodes.iter().map(|(node, _)| node.id).collect();
+        let mut next = 0;
+        while let Some(id) = drained.get(next).copied() {
+            let below: Vec<NodeId> =
+                self.block.node(id).children.borrow().iter().map(|edge| edge.child.get()).collect();
+            drained.extend(below.into_iter().filter(|child| !drained.contains(child)).collect::<Vec<_>>());
+            next += 1;
+        }
+        Some(drained)
     }
 }
