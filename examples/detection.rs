@@ -6,8 +6,10 @@
 
 use std::path::Path;
 
+use backsim::explore::auto::search_auto;
+use backsim::explore::exhaustive::search_exhaustively;
 use backsim::explore::search::{Tally, search, search_bounded, search_covering};
-use backsim::explore::strategy::Selection;
+use backsim::explore::strategy::{Reduction, Selection};
 use backsim::explore::{Kind, Plan, Setup};
 use backsim::scenario;
 
@@ -20,6 +22,10 @@ enum How {
     /// The same for all seeds.
     Bounded(usize),
     Coverage,
+    /// One of each class, as far as the schedules suffice; the same for all seeds.
+    Exhaustive,
+    /// As the command does by default.
+    Auto,
 }
 
 const COLUMNS: &[(&str, How)] = &[
@@ -31,7 +37,8 @@ const COLUMNS: &[(&str, How)] = &[
     ("delays 2", How::Seeded(Kind::Delays(2))),
     ("bounded 2", How::Bounded(2)),
     ("coverage", How::Coverage),
-    ("auto", How::Seeded(Kind::Auto)),
+    ("exhaustive", How::Exhaustive),
+    ("auto", How::Auto),
 ];
 
 fn setup(defect: &str, file: &str, name: &str) -> Setup {
@@ -47,13 +54,15 @@ fn first(setup: &Setup, how: &How, seed: u64, schedules: u64) -> Option<u64> {
         How::Seeded(kind) => search(setup, &plan(*kind), |_| true),
         How::Bounded(bound) => search_bounded(setup, &plan(Kind::Auto), *bound, |_| true),
         How::Coverage => search_covering(setup, &plan(Kind::Auto), |_| true),
+        How::Exhaustive => search_exhaustively(setup, &plan(Kind::Auto), Reduction::SourceSets, |_| true),
+        How::Auto => search_auto(setup, &plan(Kind::Auto), |_| true),
     };
     tally.failure.map(|failure| failure.index + 1)
 }
 
 /// The median, or that it is above the limit.
 fn median(setup: &Setup, how: &How, seeds: u64, schedules: u64) -> String {
-    let seeds = if matches!(how, How::Bounded(_)) { 1 } else { seeds };
+    let seeds = if matches!(how, How::Bounded(_) | How::Exhaustive) { 1 } else { seeds };
     let mut found = Vec::new();
     let mut missed = 0;
     for seed in 0..seeds {

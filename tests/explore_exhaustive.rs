@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 
+use backsim::explore::auto::search_auto;
 use backsim::explore::exhaustive::{run_next, search_exhaustively};
 use backsim::explore::run::run;
 use backsim::explore::strategy::{Event, Reduction, Script, Tree};
@@ -261,4 +262,17 @@ fn the_search_finds_a_defect_and_says_how() {
     let failure = tally.failure.expect("a guest overtakes the copy that is under way");
     let (report, ..) = backsim::explore::search::replay(&setup, &failure.departures);
     assert!(report.violations.iter().any(|violation| violation.is_like(&failure.violation)), "{:?}", report.violations);
+}
+
+#[test]
+fn auto_ends_when_no_class_is_left() {
+    let setup = backup(2, 1, &[&["write -P 1 64k 64k"]]).setup();
+    let tally = search_auto(&setup, &Plan::new(Kind::Auto, 0, 400), |_| true);
+    let classes = tally.classes.expect("auto counts classes");
+    assert!(tally.complete && classes.about.is_none(), "{classes:?}");
+    assert!((200..300).contains(&tally.runs), "half of the budget is for seeded runs: {} runs", tally.runs);
+    let large = explored("small", "explore-small");
+    let tally = search_auto(&large, &Plan::new(Kind::Auto, 0, 200), |_| true);
+    assert_eq!(tally.runs, 200);
+    assert!(tally.classes.is_some_and(|classes| classes.about.is_some()), "far from its end");
 }

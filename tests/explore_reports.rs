@@ -79,7 +79,7 @@ fn parts_merged_are_the_whole_search() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
     let file = scenario("cancel");
     let file = file.to_string_lossy();
-    let common = ["--case", "bitmap/always", "--schedules", "90", "--seed", "7", "--no-shrink"];
+    let common = ["--case", "bitmap/always", "--strategy", "seeded", "--schedules", "90", "--seed", "7", "--no-shrink"];
     for defect in [None, Some("always-forgets-uncopied")] {
         let defect: Vec<&str> = defect.into_iter().flat_map(|name| ["--defect", name]).collect();
         let run = |rest: &[&str]| backsim(&explore(&file, &[&common[..], &defect[..], rest].concat()), home.path());
@@ -121,7 +121,7 @@ fn a_killed_search_goes_on_from_its_checkpoint() {
     child.wait().expect("the child ends");
     assert!(kept.exists(), "a checkpoint was written");
     assert_eq!(backsim(&args, home.path()).status.code(), Some(0));
-    backsim(&explore(&file, &["--schedules", "800", "--out", "whole"]), home.path());
+    backsim(&explore(&file, &["--strategy", "seeded", "--schedules", "800", "--out", "whole"]), home.path());
     let read = |name: &str| fs::read_to_string(home.path().join(name)).expect("a result was written");
     assert_eq!(read("resumed"), read("whole"));
     let other = backsim(&explore(&file, &["--seed", "1", "--checkpoint", "kept"]), home.path());

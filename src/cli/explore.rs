@@ -29,7 +29,7 @@ pub struct ExploreArgs {
     /// Only the case of this name.
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
-    /// auto, random, pct, pos, urw, surw, delays, coverage, bounded, or exhaustive.
+    /// auto, seeded, random, pct, pos, urw, surw, delays, coverage, bounded, or exhaustive.
     #[arg(long, value_name = "S", default_value = "auto")]
     pub strategy: String,
     /// Depth of pct, most departures of delays and bounded.
@@ -65,6 +65,9 @@ pub struct ExploreArgs {
     /// A violation that is known, `INVARIANT` or `INVARIANT:PART`; may be given again.
     #[arg(long, value_name = "V")]
     pub known: Vec<String>,
+    /// Stops at known findings too, which `../findings/known.list` beside the scenario's directory lists.
+    #[arg(long)]
+    pub no_known: bool,
     /// What is done with the results.
     #[command(flatten)]
     pub telling: TellingArgs,
@@ -154,7 +157,7 @@ pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, 
     let Some(method) = Method::from_name(&args.strategy, args.depth) else {
         let message = Message::mistake(format!("no strategy is called `{}`", args.strategy));
         return Err(message
-            .expected("auto, random, pct, pos, urw, surw, delays, coverage, bounded, exhaustive")
+            .expected("auto, seeded, random, pct, pos, urw, surw, delays, coverage, bounded, exhaustive")
             .into());
     };
     let method = match method {
@@ -174,6 +177,7 @@ pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, 
         threads: args.jobs.map_or(cores, u64::from),
         part: args.shard,
         known: args.known.clone(),
+        listed: !args.no_known,
         checkpoint: args.checkpoint.clone(),
         telling: args.telling.telling(),
         ..ExploreOptions::new(args.file.clone().unwrap_or_default())

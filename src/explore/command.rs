@@ -12,9 +12,11 @@ use crate::quirks::{Compat, Quirks};
 use crate::report::{Suite, TestCase, TestResult, junit};
 use crate::scenario::{self, Case};
 
+use super::auto::search_mixed;
 use super::exhaustive::search_exhaustively;
 use super::explain::{Explanation, explain};
 use super::file::{NamedDeparture, ReplayFile};
+use super::known;
 use super::options::{ExploreOptions, Format, Method, Telling};
 use super::parallel::search_on;
 use super::progress::Progress;
@@ -25,6 +27,7 @@ use super::schedule::Replay;
 use super::search::{Plan, Tally, learn, search_bounded, search_covering};
 use super::shrink::{Shrunk, shrink};
 use super::story::tell;
+use super::strategy::Reduction;
 use super::tally::{Cells, Failure};
 
 /// Why a command could not do its work.
@@ -97,6 +100,7 @@ pub fn explore(options: &ExploreOptions, ui: &mut Ui<'_>) -> Result<bool, Comman
     let (text, cases) = cases_of(&options.scenario, options.case.as_deref())?;
     let defects = options.defects.iter().map(String::as_str);
     Quirks::with_defects(Compat::Qemu72, defects).map_err(CommandError::Mistake)?;
+    let options = &with_listed(options, &text, ui)?;
     let plan = options.plan().map_err(CommandError::Mistake)?;
     let mut kept = Kept::open(options)?;
     let mut teller = Teller::new(&options.telling);
@@ -108,6 +112,22 @@ pub fn explore(options: &ExploreOptions, ui: &mut Ui<'_>) -> Result<bool, Comman
         teller.case(Outcome::new(search, options.part, &tally), &tally, Some(seconds), ui)?;
     }
     teller.finish()
+}
+
+/// The options with what is known beside the scenario; says so. With a defect put in nothing is passed over that the
+/// user has not named.
+fn with_listed(options: &ExploreOptions, text: &str, ui: &mut Ui<'_>) -> Result<ExploreOptions, CommandError> {
+    let mut options = options.clone();
+    if !options.listed || !options.defects.is_empty() {
+        return Ok(options);
+    }
+    for finding in known::beside(&options.scenario, text).map_err(CommandError::Mistake)? {
+        if options.telling.format == Format::Text {
+            writeln!(ui.out, "goes on past {} ({})", finding.finding, finding.signature())?;
+        }
+        options.known.push(finding.signature());
+    }
+    Ok(options)
 }
 
 /// Puts the results of parts of a search together and tells them as if it had been one.
@@ -182,7 +202,7 @@ fn search_case(
     let mut progress = Progress::new(&case.name, plan, options.time, begun.runs);
     let begin = Instant::now();
     let in_time = || options.time.is_none_or(|time| begin.elapsed() < time);
-    if !matches!(options.method, Method::Seeded(_)) {
+    if !matches!(options.method(), Method::Seeded(_) | Method::Auto) {
         let setup = Setup::new(case.clone(), options.defects.clone());
         let look = |tally: &Tally| {
             if let Some(line) = progress.line(tally) {
@@ -190,7 +210,7 @@ fn search_case(
             }
             in_time()
         };
-        let tally = match options.method {
+        let tally = match options.method() {
             Method::Bounded(bound) => search_bounded(&setup, plan, bound, look),
             Method::Exhaustive(reduction) => search_exhaustively(&setup, plan, reduction, look),
             _ => search_covering(&setup, plan, look),
@@ -200,6 +220,26 @@ fn search_case(
     }
     // A case can't be sent to another thread, so each reads the scenario again; it was readable above.
     let make = || search.setup().expect("the scenario was read with this case a moment ago");
+    if options.method() == Method::Auto {
+        let setup = make();
+        let shown = std::cell::RefCell::new(|tally: &Tally| {
+            if let Some(line) = progress.line(tally) {
+                ui.show(&line);
+            }
+        });
+        let look = |tally: &Tally| (shown.borrow_mut())(tally);
+        let mut seeded = |begun: Tally, end: u64| {
+            let part = Plan { end, ..plan.clone() };
+            search_on(options.threads, &make, &part, begun, &in_time, &mut |tally| look(tally))
+        };
+        let mut go_on = |tally: &Tally| {
+            look(tally);
+            in_time()
+        };
+        let tally = search_mixed(&setup, plan, begun, &mut seeded, &mut go_on);
+        ui.show("");
+        return Ok(tally);
+    }
     let mut trouble = None;
     let tally = search_on(options.threads, &make, plan, begun, &in_time, &mut |tally| {
         if let Some(line) = progress.line(tally) {
@@ -355,9 +395,12 @@ fn summary(search: &Search, setup: &Setup, tally: &Tally, seconds: Option<f64>) 
             Some(format!("complete: every schedule with at most {bound} departures from QEMU's own order was run"))
         }
         Ok(Method::Bounded(bound)) => Some(format!("incomplete: schedules with at most {bound} departures are left")),
-        Ok(Method::Seeded(kind)) => kind.guarantee(tally.runs, &learn(setup).0),
         Ok(Method::Exhaustive(reduction)) => {
             tally.classes.as_ref().map(|classes| classes.text(reduction, tally.complete))
+        }
+        Ok(Method::Seeded(kind)) => kind.guarantee(tally.runs, &learn(setup).0),
+        Ok(Method::Auto) => {
+            tally.classes.as_ref().map(|found| found.text(Reduction::SourceSets, found.about.is_none()))
         }
         Ok(Method::Coverage) | Err(_) => None,
     };
@@ -397,7 +440,9 @@ fn again(search: &Search, failure: &Failure) -> String {
         values.iter().for_each(|value| command += &format!(" {flag} {}", quoted(value)));
     }
     command += &format!(" --strategy {} --depth {} --seed {}", search.strategy, search.depth, search.seed);
-    command + &format!(" --schedules {}", failure.index + 1)
+    // What `auto` spends on what depends on the whole.
+    let schedules = if search.strategy == "auto" { search.schedules } else { failure.index + 1 };
+    command + &format!(" --schedules {schedules}")
 }
 
 /// As a shell takes it.

@@ -61,6 +61,67 @@ pub fn run_next(setup: &Setup, tree: &Rc<RefCell<Tree>>) -> RunReport {
     report
 }
 
+/// An exhaustive search of a case, any stretch of it at a time.
+pub struct Exhausting<'a> {
+    setup: &'a Setup,
+    plan: &'a Plan,
+    tree: Rc<RefCell<Tree>>,
+    /// The share of the tree that has been walked through, by Knuth's weights.
+    explored: f64,
+    ended: bool,
+}
+
+impl<'a> Exhausting<'a> {
+    /// Nothing has been run.
+    pub fn new(setup: &'a Setup, plan: &'a Plan, reduction: Reduction) -> Exhausting<'a> {
+        let tree = Rc::new(RefCell::new(Tree::new(reduction)));
+        Exhausting { setup, plan, tree, explored: 1.0, ended: false }
+    }
+
+    /// Makes runs up to number `end`, and notes in the tally what the search has come to; `go_on` is asked before
+    /// each.
+    pub fn stretch(&mut self, tally: &mut Tally, end: u64, go_on: &mut dyn FnMut(&Tally) -> bool) {
+        let mut broken_off = false;
+        while !self.ended && tally.next < end && tally.failure.is_none() {
+            if !go_on(tally) {
+                broken_off = true;
+                break;
+            }
+            self.run(tally);
+        }
+        tally.complete &= !broken_off && tally.failure.is_none();
+        let tree = self.tree.borrow();
+        let about = (!self.ended).then(|| tree.complete as f64 / self.explored);
+        tally.classes = Some(Classes { complete: tree.complete, vain: tree.vain, about });
+    }
+
+    fn run(&mut self, tally: &mut Tally) {
+        let report = run_next(self.setup, &self.tree);
+        let blocked = self.tree.borrow().is_blocked();
+        if blocked {
+            tally.runs += 1;
+            tally.next += 1;
+        } else if tally.take(self.plan, &report) {
+            let names = self.tree.borrow().events().iter().map(|event| event.name).collect();
+            tally.failure = describe(self.setup, self.plan, tally.next - 1, Box::new(Script::new(names)));
+            return;
+        }
+        self.explored = self.tree.borrow().explored();
+        self.ended = !self.tree.borrow_mut().advance();
+    }
+
+    /// Whether no schedule is left.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// About how many runs are left.
+    pub fn left(&self) -> f64 {
+        let tree = self.tree.borrow();
+        (tree.complete + tree.vain) as f64 * (1.0 / self.explored - 1.0)
+    }
+}
+
 /// Runs all schedules of a case that are not equivalent to another, at most as many as the plan says.
 pub fn search_exhaustively(
     setup: &Setup,
@@ -68,33 +129,10 @@ pub fn search_exhaustively(
     reduction: Reduction,
     mut go_on: impl FnMut(&Tally) -> bool,
 ) -> Tally {
-    let tree = Rc::new(RefCell::new(Tree::new(reduction)));
+    let mut search = Exhausting::new(setup, plan, reduction);
     let mut tally = Tally { complete: true, ..Tally::default() };
-    let mut explored = 1.0;
-    loop {
-        if tally.runs >= plan.end || !go_on(&tally) {
-            tally.complete = false;
-            break;
-        }
-        let report = run_next(setup, &tree);
-        let blocked = tree.borrow().is_blocked();
-        if blocked {
-            tally.runs += 1;
-            tally.next += 1;
-        } else if tally.take(plan, &report) {
-            let names = tree.borrow().events().iter().map(|event| event.name).collect();
-            tally.failure = describe(setup, plan, tally.runs - 1, Box::new(Script::new(names)));
-            tally.complete = false;
-            break;
-        }
-        explored = tree.borrow().explored();
-        if !tree.borrow_mut().advance() {
-            break;
-        }
-    }
-    let tree = tree.borrow();
-    let about = (!tally.complete).then(|| tree.complete as f64 / explored);
-    tally.classes = Some(Classes { complete: tree.complete, vain: tree.vain, about });
+    search.stretch(&mut tally, plan.end, &mut go_on);
+    tally.complete &= search.has_ended();
     tally
 }
 

@@ -1,15 +1,17 @@
 //! Exploration: the schedule that loses data, found, shrunk and replayed.
 //!
 //! [`run`] makes one run and judges it by the reference models in [`model`]; [`strategy`] says who comes next;
-//! [`search`] makes many runs, [`parallel`] on several threads; [`tally`] counts, [`mod@result`] keeps and merges the
-//! counts. [`shrink`] makes a failing run small, [`mod@explain`] finds the steps whose order decides, [`story`] tells
+//! [`search`] makes many runs, [`auto`] of all kinds, [`parallel`] on several threads; [`tally`] counts, [`mod@result`] keeps and merges the
+//! counts; [`known`] lists what it goes on past. [`shrink`] makes a failing run small, [`mod@explain`] finds the steps whose order decides, [`story`] tells
 //! the run step by step, [`report`] shows it and [`mod@file`] keeps it.
 //! Nothing below knows of this layer: it listens to the trace and answers at choice points.
 
+pub mod auto;
 pub mod command;
 pub mod exhaustive;
 pub mod explain;
 pub mod file;
+pub mod known;
 pub mod model;
 pub mod options;
 pub mod parallel;

@@ -22,6 +22,8 @@ pub enum Format {
 /// How the runs are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
+    /// Everything: seeded runs, the exhaustive search where it may end, variations.
+    Auto,
     /// A seeded strategy.
     Seeded(Kind),
     /// Every schedule with at most so many departures.
@@ -36,6 +38,7 @@ impl Method {
     /// The method that `--strategy` and `--depth` name.
     pub fn from_name(name: &str, depth: u32) -> Option<Method> {
         match name {
+            "auto" => Some(Method::Auto),
             "bounded" => Some(Method::Bounded(depth as usize)),
             "coverage" => Some(Method::Coverage),
             "exhaustive" => Some(Method::Exhaustive(Reduction::SourceSets)),
@@ -47,6 +50,7 @@ impl Method {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Method::Auto => "auto",
             Method::Seeded(kind) => kind.name(),
             Method::Bounded(_) => "bounded",
             Method::Coverage => "coverage",
@@ -105,6 +109,8 @@ pub struct ExploreOptions {
     pub part: Option<Shard>,
     /// Known violations, `INVARIANT` or `INVARIANT:PART OF THE TEXT`.
     pub known: Vec<String>,
+    /// Whether what is listed beside the scenario is known too.
+    pub listed: bool,
     /// Where the search is kept while it runs, and taken up again.
     pub checkpoint: Option<PathBuf>,
     /// What is done with what is found.
@@ -117,7 +123,7 @@ impl ExploreOptions {
         ExploreOptions {
             scenario,
             case: None,
-            method: Method::Seeded(Kind::Auto),
+            method: Method::Auto,
             depth: 2,
             schedules: 10_000,
             time: None,
@@ -126,14 +132,21 @@ impl ExploreOptions {
             threads: 1,
             part: None,
             known: Vec::new(),
+            listed: true,
             checkpoint: None,
             telling: Telling::default(),
         }
     }
 
+    /// How runs are chosen: a search in parts or with checkpoints can only be of seeded runs.
+    pub fn method(&self) -> Method {
+        let in_one_piece = self.part.is_none() && self.checkpoint.is_none();
+        if self.method == Method::Auto && !in_one_piece { Method::Seeded(Kind::Auto) } else { self.method }
+    }
+
     /// What is to be run of each case.
     pub fn plan(&self) -> Result<Plan, String> {
-        let kind = match self.method {
+        let kind = match self.method() {
             Method::Seeded(kind) => kind,
             method if self.part.is_some() || self.checkpoint.is_some() => {
                 return Err(format!(
@@ -141,7 +154,7 @@ impl ExploreOptions {
                     method.name()
                 ));
             }
-            Method::Bounded(_) | Method::Coverage | Method::Exhaustive(_) => Kind::Auto,
+            Method::Auto | Method::Bounded(_) | Method::Coverage | Method::Exhaustive(_) => Kind::Auto,
         };
         let mut plan = Plan::new(kind, self.seed, self.schedules);
         plan.part = self.part;

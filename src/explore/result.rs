@@ -55,7 +55,7 @@ impl Search {
             scenario_name: options.scenario.display().to_string(),
             case: case.name.clone(),
             defects: options.defects.clone(),
-            strategy: options.method.name().to_owned(),
+            strategy: options.method().name().to_owned(),
             depth: options.depth,
             seed: options.seed,
             schedules: options.schedules,

@@ -164,28 +164,49 @@ pub fn search_bounded(setup: &Setup, plan: &Plan, bound: usize, mut go_on: impl 
     tally
 }
 
-/// Varies the runs that reached a new abstract state. Each run depends on those before it, so a search is not shared
-/// out.
+/// Varies the runs that reached a new abstract state, any stretch of the search at a time. Each run depends on those
+/// before it, so a search is not shared out.
+pub struct Covering<'a> {
+    setup: &'a Setup,
+    plan: &'a Plan,
+    corpus: Corpus,
+    tried: Departures,
+}
+
+impl<'a> Covering<'a> {
+    /// Makes the run in QEMU's own order, of which the first run is made again and judged.
+    pub fn new(setup: &'a Setup, plan: &'a Plan) -> Covering<'a> {
+        let corpus = Corpus::new(plan.seed, learn(setup).0.points);
+        Covering { setup, plan, corpus, tried: Departures::new() }
+    }
+
+    /// Makes runs up to number `end`; `go_on` is asked before each.
+    pub fn stretch(&mut self, tally: &mut Tally, end: u64, go_on: &mut dyn FnMut(&Tally) -> bool) {
+        while tally.next < end {
+            if !go_on(tally) {
+                tally.complete = false;
+                return;
+            }
+            let report = run(self.setup, Box::new(Sparse::new(self.tried.clone())));
+            if tally.take(self.plan, &report) {
+                let again = Box::new(Sparse::new(std::mem::take(&mut self.tried)));
+                tally.failure = describe(self.setup, self.plan, tally.next - 1, again);
+                tally.complete = false;
+                return;
+            }
+            let steps = report.choices.iter().filter(|choice| choice.what == "step").map(|choice| choice.taken);
+            let taken = (0..).zip(steps).filter(|(_, taken)| *taken > 0);
+            self.corpus.has_run(taken.collect(), &report.coverage);
+            self.tried = self.corpus.next_schedule();
+        }
+    }
+}
+
+/// Varies the runs that reached a new abstract state, on this thread.
 pub fn search_covering(setup: &Setup, plan: &Plan, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
     let mut tally = Tally::default();
-    let (learned, own_order) = learn(setup);
-    let mut corpus = Corpus::new(plan.seed, learned.points);
-    let mut report = own_order;
-    let mut tried = Departures::new();
-    loop {
-        if tally.take(plan, &report) {
-            tally.failure = describe(setup, plan, tally.runs - 1, Box::new(Sparse::new(tried)));
-            break;
-        }
-        let steps = report.choices.iter().filter(|choice| choice.what == "step").map(|choice| choice.taken);
-        let taken = (0..).zip(steps).filter(|(_, taken)| *taken > 0);
-        corpus.has_run(taken.collect(), &report.coverage);
-        if tally.runs >= plan.end || !go_on(&tally) {
-            break;
-        }
-        tried = corpus.next_schedule();
-        report = run(setup, Box::new(Sparse::new(tried.clone())));
-    }
+    Covering::new(setup, plan).stretch(&mut tally, plan.end, &mut go_on);
+    tally.complete = false;
     tally
 }
 

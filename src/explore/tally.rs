@@ -50,6 +50,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Whether nothing has ended the search so far.
+    pub fn is_going_on(&self) -> bool {
+        self.failure.is_none() && self.complete
+    }
+
     /// Takes the run with the next number in; true if it broke something that is not known.
     pub fn take(&mut self, plan: &Plan, report: &RunReport) -> bool {
         self.take_run(plan, self.next, report)

@@ -70,7 +70,7 @@ impl Kind {
             "urw" => Kind::Urw,
             "surw" => Kind::Surw(Selection::AnyCluster),
             "delays" => Kind::Delays(depth),
-            "auto" => Kind::Auto,
+            "seeded" => Kind::Auto,
             _ => return None,
         })
     }
@@ -84,7 +84,7 @@ impl Kind {
             Kind::Urw => "urw",
             Kind::Surw(_) => "surw",
             Kind::Delays(_) => "delays",
-            Kind::Auto => "auto",
+            Kind::Auto => "seeded",
         }
     }
 
@@ -104,7 +104,7 @@ impl Kind {
         }
     }
 
-    /// Which strategy `auto` uses for run `index`: each family gets a share of every ten runs, because none
+    /// Which strategy `seeded` uses for run `index`: each family gets a share of every ten runs, because none
     /// finds all defects first (see the table in `docs/exploration.md`).
     fn in_turn(index: u64) -> Kind {
         match index % 10 {
