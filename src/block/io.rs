@@ -380,6 +380,7 @@ impl Block {
     }
 
     pub(super) fn trace_begin(&self, node: &Node, operation: &'static str, offset: u64, bytes: u64) -> u64 {
+        self.sim.count_work();
         let trace = self.sim.trace();
         if !trace.is_read() {
             return 0;

@@ -44,6 +44,7 @@ impl Block {
                 return Ok(BlockStatus::new(StatusFlags::NONE, 0));
             }
             let bytes = bytes.min(length - offset);
+            self.sim.count_work();
             let _in_flight = InFlight::new(&node.in_flight);
             let mut status = self.driver_status(node, offset, bytes, want_zero).await?;
             status.bytes = status.bytes.min(bytes);

@@ -102,6 +102,8 @@ pub(super) struct Core {
     pub(super) now: Cell<Nanos>,
     pub(super) steps: Cell<u64>,
     pub(super) step_limit: Cell<u64>,
+    /// Tasks entered and requests begun since the event under way began.
+    pub(super) work: Cell<u64>,
     /// While tasks are being dropped, wake-ups out of their destructors go nowhere.
     dropping: Cell<bool>,
     deaths: Cell<u32>,
@@ -131,6 +133,7 @@ impl Sim {
             now: Cell::new(0),
             steps: Cell::new(0),
             step_limit: Cell::new(DEFAULT_STEP_LIMIT),
+            work: Cell::new(0),
             dropping: Cell::new(false),
             deaths: Cell::new(0),
             events: RefCell::default(),
@@ -160,6 +163,19 @@ impl Sim {
     /// Ends the run as [`Stuck::StepLimit`] after this many steps.
     pub fn set_step_limit(&self, limit: u64) {
         self.0.step_limit.set(limit);
+    }
+
+    /// Counts a task entered or a request begun: an event that goes on for ever would never come to the limit of steps,
+    /// only to the end of memory.
+    ///
+    /// # Panics
+    ///
+    /// When one event does more than a whole run may have steps.
+    #[inline]
+    pub fn count_work(&self) {
+        let work = self.0.work.get() + 1;
+        self.0.work.set(work);
+        assert!(work <= self.0.step_limit.get(), "no end of one event after {work} requests and tasks (livelock?)");
     }
 
     /// The stream of trace events.
@@ -338,6 +354,7 @@ impl Sim {
     /// Polls one task and returns its wake list.
     pub(super) fn poll_task(&self, id: TaskId) -> Vec<TaskId> {
         access::touch(id.object(), Mode::Write);
+        self.count_work();
         let future = {
             let mut tasks = self.0.tasks.borrow_mut();
             match tasks.get_mut(id.index as usize) {

@@ -354,6 +354,7 @@ impl Sim {
     pub(super) fn step(&self) -> Result<(), Stop> {
         let steps = self.0.steps.get() + 1;
         self.0.steps.set(steps);
+        self.0.work.set(0);
         if steps > self.0.step_limit.get() {
             return Err(Stop::Limit);
         }

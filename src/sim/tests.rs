@@ -22,3 +22,16 @@ fn requests_found_complete_together_are_told_newest_first() {
     // What the first round has led to is the next round.
     assert_eq!(*told.borrow(), ["third", "second", "first", "first again", "second again", "third again"]);
 }
+
+#[test]
+#[should_panic(expected = "no end of one event")]
+fn an_event_without_end_is_told_before_memory_ends() {
+    let sim = Sim::new(Choices::qemu());
+    sim.set_step_limit(1000);
+    let kernel = sim.clone();
+    sim.spawn("endless", async move {
+        loop {
+            kernel.spawn("a request", async {});
+        }
+    });
+}
