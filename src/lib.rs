@@ -6,7 +6,7 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`errno`], [`quirks`], [`shard`], [`units`], [`cutils`], [`workers`] | the ground: error numbers, version differences, parts of work, sizes and durations, numbers as QEMU reads them, pieces done side by side |
+//! | [`errno`], [`quirks`], [`shard`], [`units`], [`cutils`] | the ground: error numbers, version differences, parts of work, sizes and durations, numbers as QEMU reads them |
 //! | [`sim`] | executor in QEMU's event-loop order, virtual time, choices, wait queues, trace |
 //! | [`store`] | bytes: sparse memory by runs, real files |
 //! | [`bitmap`] | dirty bitmaps: granularity, successor, merge |
@@ -15,6 +15,7 @@
 //! | [`qmp`] | commands, events, errors; the machine that holds a graph and its jobs |
 //! | [`img`] | qemu-img's side: create, info, check, map, compare, … on the simulated host |
 //! | [`scenario`] | YAML, cases, steps, the runner and its transcript |
+//! | [`workers`] | cases side by side, each on one thread, told in order |
 //! | [`explore`], [`conform`], [`report`] | search through schedules; comparison with real QEMU; output for people and CI |
 //! | [`cli`] | arguments, commands, exit status |
 

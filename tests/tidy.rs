@@ -12,7 +12,7 @@ use backsim::cli::exit::Exit;
 use source::{Function, Source, blank, root};
 
 /// What all layers may use.
-const GROUND: &[&str] = &["cutils", "errno", "quirks", "shard", "units", "workers"];
+const GROUND: &[&str] = &["cutils", "errno", "quirks", "shard", "units"];
 
 /// The layers from the ground up; those of one entry stand side by side.
 const LAYERS: &[&[&str]] = &[
@@ -24,12 +24,13 @@ const LAYERS: &[&[&str]] = &[
     &["qmp"],
     &["img"],
     &["scenario"],
+    &["workers"],
     &["explore", "conform", "report"],
     &["cli"],
 ];
 
 /// Layers that talk to the world outside a run: clocks, threads and processes are theirs.
-const OUTSIDE: &[&str] = &["cli", "conform", "explore"];
+const OUTSIDE: &[&str] = &["cli", "conform", "explore", "workers"];
 
 /// More lines than this in one function need scrolling twice.
 const FUNCTION_LINES: usize = 100;

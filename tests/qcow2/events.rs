@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use backsim::block::open::CommonOptions;
 use backsim::block::qcow2::Qcow2CreateOptions;
-use backsim::block::{Node, NodeId, ReqFlags};
+use backsim::block::{Node, NodeId, Preallocation, ReqFlags};
 use backsim::store::{Content, Host};
 
 use super::rig::Rig;
@@ -295,7 +295,7 @@ fn resizing() {
     rig.take_log();
     let resize = |size: u64| {
         let (block, id) = (rig.block.clone(), node.id);
-        let done = rig.request(async move { block.co_truncate(id, size).await });
+        let done = rig.request(async move { block.co_truncate(id, size, Preallocation::Off).await });
         assert_eq!(done, Ok(()));
         rig.take_log()
     };

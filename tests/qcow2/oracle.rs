@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
+use backsim::block::Preallocation;
 use backsim::block::open::CommonOptions;
-use backsim::block::qcow2::{Preallocation, Qcow2CreateOptions};
+use backsim::block::qcow2::Qcow2CreateOptions;
 use backsim::block::{Node, ReqFlags};
 use backsim::store::{Content, Host};
 
@@ -247,13 +248,13 @@ fn bitmaps_go_back_and_forth() {
         assert!(!bitmap.enabled());
     }
     let (block, id) = (rig.block.clone(), node.id);
-    let resized = rig.request(async move { block.co_truncate(id, 1 << 30).await });
+    let resized = rig.request(async move { block.co_truncate(id, 1 << 30, Preallocation::Off).await });
     assert_eq!(resized, Ok(()));
     rig.close(node);
     good(dir.path(), "qemu-img", &["check", "a.img"]);
     let node = rig.open("a.img", CommonOptions::default());
     let (block, id) = (rig.block.clone(), node.id);
-    let resized = rig.request(async move { block.co_truncate(id, 1 << 20).await });
+    let resized = rig.request(async move { block.co_truncate(id, 1 << 20, Preallocation::Off).await });
     assert_eq!(resized, Ok(()));
     rig.close(node);
     let checked = good(dir.path(), "qemu-img", &["check", "a.img"]);

@@ -119,6 +119,7 @@ pub fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
         common: CommonOptions::default(),
         driver: DriverOptions::Blkdebug(Box::new(BlkdebugOptions {
             image: ChildRef::Inline(Box::new(OpenOptions { node_name: Some("file".into()), ..file_options(name) })),
+            config: None,
             inject: Vec::new(),
             set_state: Vec::new(),
             align: None,

@@ -50,6 +50,8 @@ impl Bounds {
 pub struct Followed {
     /// What it holds.
     pub bounds: Bounds,
+    /// What was changed for certain when the last command had ended.
+    sure: Ranges<bool>,
     /// Whether writes reach it.
     pub recording: bool,
     /// A job uses it.
@@ -69,6 +71,21 @@ struct Stored {
     followed: Followed,
     /// The machine died while it used the image.
     killed: bool,
+}
+
+impl Followed {
+    /// A command has switched recording off or on. What ends while it runs, in a drain of its transaction say, may
+    /// come before or after that: only what the bitmap shows, and what was sure before, is demanded from now on.
+    fn switched(&mut self, dump: &BitmapDump, seen: Image) {
+        let shown = Ranges::of(&dump.dirty);
+        let changed = std::mem::replace(&mut self.bounds.must, self.sure.clone());
+        for (start, end) in granules(dump, dump.size) {
+            if shown.at(start) && changed.any(start, end, true) {
+                self.bounds.must.set(start, end - start, true);
+            }
+        }
+        self.seen = seen;
+    }
 }
 
 /// All bitmaps.
@@ -127,6 +144,9 @@ impl Bitmaps {
                 Some(followed) if dump.busy && change.is_none() => followed.busy = true,
                 Some(followed) => {
                     judge_change(dump, followed, change.as_ref(), found);
+                    if change.as_ref().is_some_and(|change| change.switched) {
+                        followed.switched(dump, seen.clone());
+                    }
                     if change.as_ref().is_some_and(|change| change.fresh) {
                         followed.bounds = Bounds::exactly(dump);
                         followed.seen = seen;
@@ -135,14 +155,17 @@ impl Bitmaps {
                     }
                     (followed.recording, followed.busy) = (dump.recording && !dump.inconsistent, dump.busy);
                     followed.persistent = dump.persistent;
+                    followed.sure = followed.bounds.must.clone();
                 }
             }
         }
     }
 
     fn put(&mut self, key: Key, dump: &BitmapDump, seen: Image, stored: bool) {
+        let bounds = Bounds::exactly(dump);
         let followed = Followed {
-            bounds: Bounds::exactly(dump),
+            sure: bounds.must.clone(),
+            bounds,
             recording: dump.recording && !dump.inconsistent,
             busy: dump.busy,
             persistent: dump.persistent,
@@ -210,6 +233,9 @@ fn judge_change(dump: &BitmapDump, followed: &Followed, change: Option<&Change>,
     if let Some(change) = change {
         if change.fresh {
             return;
+        }
+        if change.switched {
+            bounds.must = followed.sure.clone();
         }
         bounds.add(&change.merged, dump.size);
     }
