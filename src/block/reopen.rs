@@ -165,7 +165,7 @@ impl Block {
         if let (Driver::Raw(_), Some(file)) = (&driver, node.primary_child()) {
             entry.window.check(self.node(file).length.get())?;
         }
-        if let (Driver::Qcow2(qcow2), true, false) = (&driver, entry.next.read_only, node.is_read_only()) {
+        if let (Driver::Qcow2(qcow2), true) = (&driver, entry.next.read_only) {
             let (block, qcow2) = (self.clone(), qcow2.clone());
             let stored = async move { qcow2.reopen_read_only(&block).await };
             self.sim.run_coroutine("store bitmaps", stored).await?;

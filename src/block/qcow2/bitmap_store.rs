@@ -251,12 +251,11 @@ impl Qcow2 {
     }
 
     /// Prepares for being read-only: stores bitmaps, makes them read-only, flushes, clears the
-    /// dirty bit. Nothing may be written to the node from now on.
+    /// dirty bit. Nothing may be written to the node from now on. Of an image that is read-only already this
+    /// asks the same, so that a bitmap which was made since can't be stored.
     pub async fn reopen_read_only(self: &Rc<Self>, block: &Rc<Block>) -> Result<(), String> {
-        if !self.read_only.get() {
-            self.store_bitmaps(block, false).await?;
-            self.set_bitmaps_readonly(block);
-        }
+        self.store_bitmaps(block, false).await?;
+        self.set_bitmaps_readonly(block);
         let cleaned = async {
             block.co_flush(self.node).await?;
             self.mark_clean(block).await
