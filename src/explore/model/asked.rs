@@ -27,6 +27,8 @@ enum Wish {
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     wishes: Vec<((String, String), Wish)>,
+    /// What a transaction that failed has switched, and switched back: node and name.
+    tried: Vec<(String, String)>,
     /// Nodes may have been closed, and bitmaps with them.
     pub may_close: bool,
 }
@@ -46,7 +48,7 @@ impl Asked {
     /// What `command` asked for.
     pub fn read(command: &str, arguments: &Map<String, Value>, succeeded: bool) -> Asked {
         let mut asked = Asked { may_close: matches!(command, "blockdev-del" | "blockdev-reopen"), ..Asked::default() };
-        if !succeeded {
+        if !succeeded && command != "transaction" {
             return asked;
         }
         if command == "transaction" {
@@ -57,6 +59,10 @@ impl Asked {
             }
         } else {
             asked.add(command, arguments);
+        }
+        if !succeeded {
+            let switched = asked.wishes.drain(..).filter(|(_, wish)| *wish == Wish::Switched);
+            asked.tried = switched.map(|(key, _)| key).collect();
         }
         asked
     }
@@ -90,6 +96,11 @@ impl Asked {
     fn of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Wish> {
         let own = self.wishes.iter().filter(|(wished, _)| wished.0 == *key.0 && wished.1 == *key.1);
         own.map(|(_, wish)| wish)
+    }
+
+    /// Whether a transaction that failed has switched a bitmap off or on for a while.
+    pub fn tried_to_switch(&self, key: &Key) -> bool {
+        self.tried.iter().any(|tried| tried.0 == *key.0 && tried.1 == *key.1)
     }
 
     /// Whether a bitmap was removed.

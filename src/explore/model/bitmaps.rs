@@ -74,6 +74,16 @@ struct Stored {
 }
 
 impl Followed {
+    /// A transaction that failed has switched recording off and on again: nothing may be lost by that, though QEMU
+    /// itself loses what was both begun and ended meanwhile.
+    fn judge_meanwhile(&self, dump: &BitmapDump, found: &mut Vec<Violation>) {
+        if first_missing(dump, &self.sure, dump.size).is_none()
+            && let Some(at) = first_missing(dump, &self.bounds.must, dump.size)
+        {
+            found.push(lost(dump, at, "while a transaction that failed had switched it off"));
+        }
+    }
+
     /// A command has switched recording off or on. What ends while it runs, in a drain of its transaction say, may
     /// come before or after that: only what the bitmap shows, and what was sure before, is demanded from now on.
     fn switched(&mut self, dump: &BitmapDump, seen: Image) {
@@ -143,6 +153,10 @@ impl Bitmaps {
                 }
                 Some(followed) if dump.busy && change.is_none() => followed.busy = true,
                 Some(followed) => {
+                    if asked.tried_to_switch(&key) && followed.recording && !dump.busy {
+                        followed.judge_meanwhile(dump, found);
+                        followed.switched(dump, seen.clone());
+                    }
                     judge_change(dump, followed, change.as_ref(), found);
                     if change.as_ref().is_some_and(|change| change.switched) {
                         followed.switched(dump, seen.clone());
