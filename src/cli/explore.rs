@@ -11,6 +11,7 @@ use crate::explore::options::{ExploreOptions, Format, Method, SHRINK, Telling};
 use crate::explore::replaying::{self, ReplayOptions};
 use crate::explore::strategy::{Reduction, Selection};
 use crate::shard::Shard;
+use crate::workers::cores;
 
 use super::error::{Failure, Message};
 use super::exit::Exit;
@@ -165,7 +166,6 @@ pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, 
         Method::Exhaustive(_) if args.no_reduction => Method::Exhaustive(Reduction::None),
         method => method,
     };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let options = ExploreOptions {
         case: args.case.clone(),
         method,
@@ -174,7 +174,7 @@ pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, 
         time: args.time,
         seed: args.seed,
         defects: args.defect.clone(),
-        threads: args.jobs.map_or(cores, u64::from),
+        threads: args.jobs.map_or_else(|| cores() as u64, u64::from),
         part: args.shard,
         known: args.known.clone(),
         listed: !args.no_known,

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::scenario::ast::{Step, Verb};
+use crate::scenario::ast::{Concurrently, Step, Verb};
 use crate::sim::{ChoicePoint, Strategy};
 
 /// What steps of clients are called.
@@ -60,22 +60,22 @@ pub struct Plan {
     pub requests: Vec<Request>,
 }
 
-/// The names of all actors of the steps.
-pub fn actors(steps: &[Step]) -> BTreeSet<Rc<str>> {
-    let concurrent = steps.iter().filter_map(|step| match &*step.verb {
+/// All `concurrently` among the steps.
+fn concurrent(steps: &[Step]) -> impl Iterator<Item = &Concurrently> {
+    steps.iter().filter_map(|step| match &*step.verb {
         Verb::Concurrently(concurrently) => Some(concurrently),
         _ => None,
-    });
-    concurrent.flat_map(|step| step.actors.iter().map(|(name, _)| Rc::from(&**name))).collect()
+    })
+}
+
+/// The names of all actors of the steps.
+pub fn actors(steps: &[Step]) -> BTreeSet<Rc<str>> {
+    concurrent(steps).flat_map(|step| step.actors.iter().map(|(name, _)| Rc::from(&**name))).collect()
 }
 
 /// The nodes at which actors have guests.
 pub fn guest_nodes(steps: &[Step]) -> BTreeSet<Rc<str>> {
-    let concurrent = steps.iter().filter_map(|step| match &*step.verb {
-        Verb::Concurrently(concurrently) => Some(concurrently),
-        _ => None,
-    });
-    let steps = concurrent.flat_map(|step| step.actors.iter().flat_map(|(_, steps)| &steps.0));
+    let steps = concurrent(steps).flat_map(|step| step.actors.iter().flat_map(|(_, steps)| &steps.0));
     let nodes = steps.filter_map(|step| match &*step.verb {
         Verb::QemuIo(io) => Some(Rc::from(&*io.qemu_io)),
         _ => None,
