@@ -90,7 +90,7 @@ fn play(real: &Real, compat: Compat, name: &str, script: &str) -> Vec<String> {
         let got = masked(Bench::in_dir(ours.path(), compat).line(line));
         if expected != got {
             if let Some((.., why)) = KNOWN.iter().find(|(script, known, _)| *script == name && *known == line) {
-                eprintln!("known to differ: {name}: qemu-img {line}: {why}");
+                eprintln!("known to differ: {name}: qemu-img {line}: {why}\n  real:  {expected:?}\n  ours:  {got:?}");
                 continue;
             }
             differences.push(format!("{name}: qemu-img {line}\n  real:  {expected:?}\n  ours:  {got:?}"));

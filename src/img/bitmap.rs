@@ -63,7 +63,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         let work = Work { process, image: &image, source: source.as_ref(), name, granularity };
         done = work.actions(&parsed).await;
     }
-    let stored = store(process, &image, done.is_ok()).await;
+    let stored = store(process, &image).await;
     if let Some(source) = source {
         process.close(source).await;
     }
@@ -88,8 +88,8 @@ fn check(parsed: &Parsed, granularity: Option<u64>) -> Outcome<()> {
 }
 
 /// QEMU 10 stores the bitmaps before the image is closed, and tells when that fails.
-async fn store(process: &Process, image: &Image, done: bool) -> Outcome<()> {
-    if !process.quirks().img_bitmap_stores_first || !done {
+async fn store(process: &Process, image: &Image) -> Outcome<()> {
+    if !process.quirks().img_bitmap_stores_first {
         return Ok(());
     }
     let Some(qcow2) = image.node.qcow2() else { return Ok(()) };
@@ -125,7 +125,11 @@ impl Work<'_> {
                 "clear" => self.edit(Allow::NOTHING, |bitmap| bitmap.fill(false)),
                 other => self.edit(Allow::READONLY, |bitmap| bitmap.disabled = other == "disable"),
             };
-            done.map_err(|text| failure(format!("Operation {action} on bitmap {} failed: {text}", self.name)))?;
+            if let Err(text) = done {
+                // Told at once: closing the image may have something to tell, too.
+                self.process.report(&format!("Operation {action} on bitmap {} failed: {text}", self.name));
+                return Err(failure(""));
+            }
         }
         Ok(())
     }

@@ -121,15 +121,19 @@ async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &st
     }
     let bitmaps = parsed.has("bitmaps");
     if bitmaps {
-        check_bitmaps(parsed, source, format, &options)?;
+        check_source_bitmaps(parsed, &source.node)?;
     }
     let created = create::make(process, target, &options).await;
     created.map_err(|text| failure(format!("{target}: error while converting {format}: {text}")))?;
     let how = How { write: true, resize: true, unmap: true, ..How::default() };
     let new = process.open(target, Some(format), how).await?;
-    let done =
-        fill(process, source, &new, Plan { compress, sparse, bitmaps, backed: options.get("backing_file").is_some() })
-            .await;
+    // The real tool looks at the new image, not at its options: the file stays.
+    let done = if bitmaps && !stores_bitmaps(&new.node) {
+        Err(failure(format!("Format driver '{format}' does not support bitmaps")))
+    } else {
+        let plan = Plan { compress, sparse, bitmaps, backed: options.get("backing_file").is_some() };
+        fill(process, source, &new, plan).await
+    };
     process.close(new).await;
     done
 }
@@ -172,15 +176,17 @@ fn target_options(quirks: &Quirks, parsed: &Parsed, source: &Image, format: &str
     Ok(options)
 }
 
-/// Whether the source's bitmaps can be stored in the new image (`convert_check_bitmaps`).
-fn check_bitmaps(parsed: &Parsed, source: &Image, format: &str, options: &CreateOptions) -> Outcome<()> {
-    if source.node.driver_name() == Some("raw") {
+/// Whether an image can hold bitmaps (`bdrv_supports_persistent_dirty_bitmap`).
+fn stores_bitmaps(node: &Node) -> bool {
+    node.qcow2().is_some_and(|qcow2| qcow2.version() >= 3)
+}
+
+/// Whether the source has bitmaps that can be copied (`convert_check_bitmaps`).
+fn check_source_bitmaps(parsed: &Parsed, source: &Node) -> Outcome<()> {
+    if !stores_bitmaps(source) {
         return Err(failure("Source lacks bitmap support"));
     }
-    if !options.is_qcow2() {
-        return Err(failure(format!("Format driver '{format}' does not support bitmaps")));
-    }
-    let list = source.node.bitmaps.borrow();
+    let list = source.bitmaps.borrow();
     let broken = list.iter().find(|(_, bitmap)| bitmap.persistent && bitmap.inconsistent);
     match broken {
         Some((_, bitmap)) if !parsed.has("skip-broken-bitmaps") => Err(failure(format!(

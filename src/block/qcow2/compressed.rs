@@ -1,7 +1,7 @@
 //! Compressed clusters: packing them behind one another, reading them back.
 //!
-//! A compressed cluster is raw deflate without a header. QEMU inflates with a window of 4 KiB, so
-//! no match may reach further back: the data are compressed in pieces of that size. QEMU's source:
+//! A compressed cluster is raw deflate without a header, over a window of 4 KiB. How well it packs decides where the
+//! next cluster goes and how long the file gets, so the packing is zlib's own, as QEMU's is. QEMU's source:
 //! `qcow2_co_pwritev_compressed_part` in `block/qcow2.c`, `block/qcow2-threads.c`.
 
 use std::rc::Rc;
@@ -10,7 +10,8 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 
 use crate::block::{BlkdebugEvent, Block, ReqFlags};
 use crate::errno::{Errno, Res};
-use crate::sim::Footprint;
+use crate::sim::shared::Cell;
+use crate::sim::{Footprint, WaitQueue};
 use crate::store::Content;
 
 use super::Qcow2;
@@ -18,8 +19,17 @@ use super::l2::Mapping;
 use super::layout::{COMPRESSED, COMPRESSED_SECTOR, ClusterType};
 use super::pool::TaskPool;
 
-/// How far back a match may reach, bytes.
-const WINDOW_BYTES: usize = 4096;
+/// How far back a match may reach, as a power of two.
+const WINDOW_BITS: u8 = 12;
+/// Clusters of an image that are packed or unpacked at once (`QCOW2_MAX_THREADS`).
+const MAX_THREADS: usize = 4;
+
+/// Who packs and unpacks clusters of one image at the moment.
+#[derive(Default)]
+pub(super) struct Threads {
+    busy: Cell<usize>,
+    waiting: WaitQueue,
+}
 
 impl Qcow2 {
     /// Writes guest data compressed; whole clusters only, except at the image's end. A cluster
@@ -58,8 +68,7 @@ impl Qcow2 {
         }
         let mut plain = content.to_vec();
         plain.resize(self.geo.cluster_size() as usize, 0);
-        // QEMU compresses in its thread pool.
-        block.sim.device(0, Footprint::named("compression")).await;
+        self.in_thread(block, "compression").await;
         let Some(packed) = deflate(&plain) else {
             return self.pwrite(block, offset, content, ReqFlags::NONE).await;
         };
@@ -69,6 +78,23 @@ impl Qcow2 {
         drop(locked);
         block.debug_event(self.file, BlkdebugEvent::WriteCompressed).await;
         block.co_pwrite(self.file, host, Content::from_bytes(packed), ReqFlags::NONE).await
+    }
+
+    /// Has a thread of the host's pool pack or unpack a cluster (`qcow2_co_process`).
+    async fn in_thread(&self, block: &Block, what: &'static str) {
+        let threads = &self.threads;
+        let mut locked = self.lock(block).await;
+        while threads.busy.get() >= MAX_THREADS {
+            drop(locked);
+            threads.waiting.wait(&block.sim, "a thread for a compressed cluster").await;
+            locked = self.lock(block).await;
+        }
+        threads.busy.set(threads.busy.get() + 1);
+        drop(locked);
+        block.sim.device(0, Footprint::named(what)).await;
+        let _locked = self.lock(block).await;
+        threads.busy.set(threads.busy.get() - 1);
+        threads.waiting.wake_one(&block.sim);
     }
 
     /// Allocates room for a compressed cluster and points its L2 entry there.
@@ -93,7 +119,7 @@ impl Qcow2 {
         }
         block.debug_event(self.file, BlkdebugEvent::ReadCompressed).await;
         let packed = block.co_pread(self.file, host, bytes, ReqFlags::NONE).await?.to_vec();
-        block.sim.device(0, Footprint::named("decompression")).await;
+        self.in_thread(block, "decompression").await;
         let plain = inflate(&packed, self.geo.cluster_size() as usize).ok_or(Errno::EIO)?;
         let content = match plain.first() {
             Some(first) if plain.iter().all(|b| b == first) => Content::pattern(*first, plain.len() as u64),
@@ -105,27 +131,16 @@ impl Qcow2 {
 
 /// Compresses a cluster; `None` if that does not make it smaller.
 fn deflate(plain: &[u8]) -> Option<Vec<u8>> {
-    let mut state = Compress::new(Compression::default(), false);
+    let mut state = Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
     let mut packed = Vec::with_capacity(plain.len());
-    let pieces = plain.len().div_ceil(WINDOW_BYTES);
-    for (index, piece) in plain.chunks(WINDOW_BYTES).enumerate() {
-        // A full flush forgets what came before.
-        let flush = if index + 1 == pieces { FlushCompress::Finish } else { FlushCompress::Full };
-        let before = state.total_in();
-        let status = state.compress_vec(piece, &mut packed, flush).ok()?;
-        let taken = state.total_in() - before == piece.len() as u64;
-        let ended = flush != FlushCompress::Finish || status == Status::StreamEnd;
-        if !taken || !ended || packed.len() >= plain.len() {
-            return None;
-        }
-    }
-    Some(packed)
+    let status = state.compress_vec(plain, &mut packed, FlushCompress::Finish).ok()?;
+    (status == Status::StreamEnd && packed.len() < plain.len()).then_some(packed)
 }
 
 /// Decompresses a cluster of `size` bytes; `None` if the data are damaged or too short.
 fn inflate(packed: &[u8], size: usize) -> Option<Vec<u8>> {
     let mut plain = Vec::with_capacity(size);
-    let mut state = Decompress::new(false);
+    let mut state = Decompress::new_with_window_bits(false, WINDOW_BITS);
     state.decompress_vec(packed, &mut plain, FlushDecompress::Finish).ok()?;
     (plain.len() == size).then_some(plain)
 }

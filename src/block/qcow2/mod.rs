@@ -64,6 +64,7 @@ use crate::store::TEST_PREFIX;
 
 use super::{Block, NodeId};
 use cache::Cache;
+use compressed::Threads;
 use header::{Extras, Header, INCOMPAT_DIRTY};
 use inflight::Allocation;
 use layout::Geometry;
@@ -104,6 +105,8 @@ pub struct Qcow2 {
     free_byte_offset: Cell<u64>,
     /// Held while tables are looked at or changed, not while guest data move.
     lock: CoMutex,
+    /// Work on compressed clusters.
+    threads: Threads,
     /// Allocating writes, oldest first.
     in_flight: RefCell<Vec<Rc<Allocation>>>,
     /// Freed ranges of the file (begin, end) whose holes are yet to be punched.
@@ -122,6 +125,11 @@ impl Qcow2 {
     /// Bytes of a cluster.
     pub fn cluster_size(&self) -> u64 {
         self.geo.cluster_size()
+    }
+
+    /// Version of the format, 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.geo.version
     }
 
     /// Units in which zero writes are cheap, bytes.
@@ -188,6 +196,7 @@ impl Qcow2 {
             free_cluster_index: self.free_cluster_index.clone(),
             free_byte_offset: self.free_byte_offset.clone(),
             lock: CoMutex::default(),
+            threads: Threads::default(),
             in_flight: RefCell::default(),
             discards: self.discards.clone(),
             cache_discards: self.cache_discards.clone(),

@@ -15,6 +15,7 @@ use crate::store::TEST_PREFIX;
 use super::Qcow2;
 use super::cache::{Cache, CacheKind};
 use super::check::Fix;
+use super::compressed::Threads;
 use super::extensions::{read_extensions, unknown_features};
 use super::header::{
     AUTOCLEAR_BITMAPS, COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, INCOMPAT_CORRUPT,
@@ -96,6 +97,7 @@ impl Qcow2 {
             free_cluster_index: Cell::new(0),
             free_byte_offset: Cell::new(0),
             lock: CoMutex::default(),
+            threads: Threads::default(),
             in_flight: RefCell::default(),
             discards: RefCell::default(),
             cache_discards: Cell::new(false),

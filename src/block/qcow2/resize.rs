@@ -69,8 +69,11 @@ impl Qcow2 {
             self.header.borrow_mut().size = old_size;
             failed("Failed to update the image size", error)
         })?;
-        let flushed = self.flush_caches(block).await;
+        // The caches get a new shape, and forget: with the dirty bit set, too, refcounts are written before.
+        let flushed = self.cache_flush(block, &self.l2_cache).await;
         flushed.map_err(|error| failed("Failed to flush the L2 table cache", error))?;
+        let flushed = self.cache_flush(block, &self.refcount_cache).await;
+        flushed.map_err(|error| failed("Failed to flush the refcount block cache", error))?;
         self.reshape_caches();
         drop(locked);
         Ok(())
