@@ -86,8 +86,6 @@ pub(super) struct Checker<'a> {
     pub(super) references: Vec<u32>,
     /// Refcounts cannot be repaired one by one.
     pub(super) rebuild: bool,
-    /// Bytes of the file.
-    file_len: u64,
 }
 
 impl Qcow2 {
@@ -133,7 +131,7 @@ impl<'a> Checker<'a> {
         let file_len = block.node(image.file).length.get();
         let result = CheckResult { total_clusters: image.geo.clusters(image.virtual_size()), ..CheckResult::default() };
         let references = vec![0; image.geo.clusters(file_len) as usize];
-        Checker { image, block, fix, result, references, rebuild: false, file_len }
+        Checker { image, block, fix, result, references, rebuild: false }
     }
 
     /// Writes a line about something that is wrong.
@@ -196,7 +194,8 @@ impl<'a> Checker<'a> {
         let geo = self.image.geo;
         let end = offset.saturating_add(bytes);
         // The last cluster may be there only in part.
-        if end.saturating_sub(self.file_len) >= geo.cluster_size() && end > self.file_len {
+        let file_len = self.block.node(self.image.file).length.get();
+        if end.saturating_sub(file_len) >= geo.cluster_size() && end > file_len {
             let what = "ERROR: counting reference for region exceeding the end of the file by one cluster or more";
             self.complain(format!("{what}: offset {offset:#x} size {bytes:#x}"));
             return Ok(());
@@ -414,7 +413,6 @@ impl<'a> Checker<'a> {
         let end = offset.saturating_add(self.image.geo.cluster_size());
         match self.block.co_truncate(self.image.file, end, Preallocation::Off).await {
             Ok(()) => {
-                self.file_len = end;
                 self.result.corruptions -= 1;
                 self.result.corruptions_fixed += 1;
                 self.count(offset, self.image.geo.cluster_size())?;
