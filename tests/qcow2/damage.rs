@@ -89,7 +89,7 @@ fn damage(image: &[u8], places: &[usize], random: &mut Random) -> (Vec<u8>, Stri
 
 /// What qemu-img says: its standard error, and the numbers of its report; none if it crashed.
 fn their_check(dir: &Path, args: &[&str]) -> Option<(String, String)> {
-    let mut all = vec!["check", "--output=json"];
+    let mut all = vec!["check", "-f", "qcow2", "--output=json"];
     all.extend(args);
     all.push("damaged.img");
     let out = Command::new("qemu-img").args(all).current_dir(dir).output().expect("found before");
