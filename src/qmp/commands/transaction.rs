@@ -201,7 +201,7 @@ impl Machine {
                 Prepared::Removed(found)
             }),
             Action::Clear(name) => self.bitmap_clear(name).map(|(found, old)| Prepared::Changed(found, old)),
-            Action::Enable(name) => self.bitmap_switch(name, true).map(|(found, was)| Prepared::Switched(found, was)),
+            Action::Enable(name) => return self.enable_prepare(name),
             Action::Disable(name) => self.bitmap_switch(name, false).map(|(found, was)| Prepared::Switched(found, was)),
             Action::Merge(merge) => self.bitmap_merge(merge).map(|(found, old)| Prepared::Changed(found, old)),
             Action::Backup(args) => {
@@ -216,6 +216,18 @@ impl Machine {
         match done {
             Ok(prepared) => (prepared, Ok(())),
             Err(error) => (Prepared::Nothing, Err(error)),
+        }
+    }
+
+    /// Its abort knows only whether the bitmap was enabled before: a bitmap that exists and may not be switched, such as
+    /// one that is busy, counts as disabled before, and is disabled by the abort (`block_dirty_bitmap_enable_abort`).
+    fn enable_prepare(&self, name: &BitmapName) -> (Prepared, Result<(), QmpError>) {
+        match self.bitmap_switch(name, true) {
+            Ok((found, was_enabled)) => (Prepared::Switched(found, was_enabled), Ok(())),
+            Err(error) => {
+                let found = self.find_bitmap(&name.node, &name.name);
+                (found.map_or(Prepared::Nothing, |found| Prepared::Switched(found, false)), Err(error))
+            }
         }
     }
 
