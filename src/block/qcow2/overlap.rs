@@ -99,7 +99,9 @@ impl Qcow2 {
         }
         let bitmaps = self.extras.borrow().bitmaps;
         let holds = self.header.borrow().autoclear & AUTOCLEAR_BITMAPS != 0;
-        if !own(Area::BitmapDirectory) && holds && hit(bitmaps.directory_offset, bitmaps.directory_size) {
+        // A damaged header tells of bitmaps and has no directory: by QEMU's arithmetic one of no bytes is everywhere.
+        let nowhere = bitmaps.directory_size == 0;
+        if !own(Area::BitmapDirectory) && holds && (nowhere || hit(bitmaps.directory_offset, bitmaps.directory_size)) {
             return Some(Area::BitmapDirectory);
         }
         None
