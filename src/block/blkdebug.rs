@@ -129,27 +129,6 @@ impl Blkdebug {
         Blkdebug { inject: RefCell::new(rules.collect()), set_state, state: Cell::new(1), ..Blkdebug::default() }
     }
 
-    /// A copy for another run; there must be no suspended request.
-    pub fn fork(&self) -> Blkdebug {
-        let rules = self.inject.borrow();
-        Blkdebug {
-            inject: RefCell::new(rules.iter().map(|r| Rule { id: r.id, rule: r.rule.clone() }).collect()),
-            set_state: self.set_state.clone(),
-            state: self.state.clone(),
-            active: self.active.clone(),
-            align: self.align,
-            max_transfer: self.max_transfer,
-            opt_write_zero: self.opt_write_zero,
-            max_write_zero: self.max_write_zero,
-            opt_discard: self.opt_discard,
-            max_discard: self.max_discard,
-            take: self.take,
-            unshare: self.unshare,
-            breakpoints: RefCell::default(),
-            suspended: RefCell::default(),
-        }
-    }
-
     /// A driver above (or the request path on this node) has come to `event`.
     pub async fn event(&self, block: &Rc<Block>, node: &Rc<str>, event: BlkdebugEvent) {
         let (name, traced) = (event.name(), node.clone());

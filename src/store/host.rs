@@ -99,18 +99,6 @@ impl Host {
         self.files.borrow().keys().cloned().collect()
     }
 
-    /// A second host with equal files that share their bytes until they are written to. Stores that
-    /// were handed out before stay with this host. `ENOTSUP` for a host of real files.
-    pub fn fork(&self) -> Res<Host> {
-        if self.dir.is_some() {
-            return Err(Errno::ENOTSUP);
-        }
-        let files = self.files.borrow();
-        let forked: Res<BTreeMap<_, _>> =
-            files.iter().map(|(name, store)| Ok((name.clone(), Rc::new(store.fork()?)))).collect();
-        Ok(Host { dir: None, files: RefCell::new(forked?) })
-    }
-
     /// Under which name a file is kept.
     fn key<'a>(&self, name: &'a str) -> Res<&'a str> {
         let plain = name.strip_prefix(TEST_PREFIX).unwrap_or(name);
@@ -196,17 +184,5 @@ mod tests {
         assert_eq!(later.read(65536, 4096).unwrap(), Content::pattern(5, 4096));
         assert!(later.read(0, 65536).unwrap().is_zero());
         assert!(later.extent(65536, 1).data);
-    }
-
-    #[test]
-    fn a_fork_keeps_what_was() {
-        let (_dir, [memory, real]) = hosts();
-        let store = memory.create("img").unwrap();
-        store.write(0, &Content::pattern(1, 4096)).unwrap();
-        let fork = memory.fork().unwrap();
-        store.write(0, &Content::pattern(2, 4096)).unwrap();
-        let kept = fork.open("img").unwrap();
-        assert_eq!(kept.read(0, 4096).unwrap(), Content::pattern(1, 4096));
-        assert_eq!(real.fork().err(), Some(Errno::ENOTSUP));
     }
 }

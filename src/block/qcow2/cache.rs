@@ -99,18 +99,6 @@ impl<T: Table> Cache<T> {
         }
     }
 
-    /// A copy of a cache that nobody uses at the moment.
-    pub(super) fn fork(&self) -> Cache<T> {
-        Cache {
-            kind: self.kind,
-            entry_bytes: self.entry_bytes.clone(),
-            state: RefCell::new(self.state.borrow().clone()),
-            uniform: self.uniform.clone(),
-            depends: self.depends.clone(),
-            depends_on_flush: self.depends_on_flush.clone(),
-        }
-    }
-
     /// Bytes of one entry.
     #[inline]
     pub(super) fn entry_bytes(&self) -> u64 {

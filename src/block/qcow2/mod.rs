@@ -174,40 +174,6 @@ impl Qcow2 {
         self.ejected.get()
     }
 
-    /// A copy of an image that no request is in flight on, for a copy of its whole graph with the
-    /// same node ids.
-    pub fn fork(&self) -> Qcow2 {
-        debug_assert!(self.in_flight.borrow().is_empty() && !self.lock.is_locked(), "requests are in flight");
-        Qcow2 {
-            node: self.node,
-            file: self.file,
-            backing: self.backing.clone(),
-            options: self.options.clone(),
-            geo: self.geo,
-            header: self.header.clone(),
-            extras: self.extras.clone(),
-            prefixed: self.prefixed,
-            preallocated: self.preallocated.clone(),
-            l1: self.l1.clone(),
-            l1_offset: self.l1_offset.clone(),
-            reftable: self.reftable.clone(),
-            l2_cache: self.l2_cache.fork(),
-            refcount_cache: self.refcount_cache.fork(),
-            free_cluster_index: self.free_cluster_index.clone(),
-            free_byte_offset: self.free_byte_offset.clone(),
-            lock: CoMutex::default(),
-            threads: Threads::default(),
-            in_flight: RefCell::default(),
-            discards: self.discards.clone(),
-            cache_discards: self.cache_discards.clone(),
-            lazy_refcounts: self.lazy_refcounts,
-            snapshots: self.snapshots.clone(),
-            read_only: self.read_only.clone(),
-            signaled_corruption: self.signaled_corruption.clone(),
-            ejected: self.ejected.clone(),
-        }
-    }
-
     #[inline]
     async fn lock<'a>(&'a self, block: &'a Block) -> CoMutexGuard<'a> {
         self.lock.lock(&block.sim, "the lock of a qcow2 image").await
