@@ -105,13 +105,19 @@ impl BitmapList {
         }
     }
 
+    /// Whether every bitmap can cover a node of that size, bytes. [`BitmapFault::TooBig`] if not.
+    pub fn check_size(&self, size: u64) -> Result<(), BitmapFault> {
+        match self.iter().all(|(_, bitmap)| bitmap.fits(size)) {
+            true => Ok(()),
+            false => Err(BitmapFault::TooBig),
+        }
+    }
+
     /// The node has a new size in bytes; all bitmaps follow, what is new is clean.
     ///
     /// [`BitmapFault::TooBig`] if one cannot; none has changed then.
     pub fn truncate(&mut self, size: u64) -> Result<(), BitmapFault> {
-        if self.iter().any(|(_, bitmap)| !bitmap.fits(size)) {
-            return Err(BitmapFault::TooBig);
-        }
+        self.check_size(size)?;
         self.bitmaps.iter_mut().try_for_each(|(_, bitmap)| bitmap.truncate(size))
     }
 

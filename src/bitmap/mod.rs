@@ -39,8 +39,9 @@ pub enum BitmapFault {
     /// A granularity that no bitmap can have.
     #[error("Granularity must be power of 2 and at least 512")]
     Granularity,
-    /// More granules than a map can have bits ([`hbitmap::MAX_BITS`]).
-    #[error("Cannot allocate memory")]
+    /// More granules than a map can have bits ([`hbitmap::MAX_BITS`]). QEMU, whose maps are in memory as a whole, aborts
+    /// at a size that depends on the host.
+    #[error("not modelled: a bitmap of more than 2^34 granules")]
     TooBig,
     /// A second successor was asked for.
     #[error("Cannot create a successor for a bitmap that already has one")]

@@ -21,6 +21,7 @@ mod flush;
 mod graph;
 mod io;
 mod io_zero;
+mod json_filename;
 mod node;
 mod null;
 pub mod open;

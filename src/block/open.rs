@@ -13,6 +13,7 @@ use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 use super::file::FileDriver;
 use super::flags::Perm;
 use super::graph::Block;
+use super::json_filename;
 use super::node::{DetectZeroes, Driver, Given, Node, NodeId, NodeOptions, Parent, Role};
 use super::null::NullDriver;
 use super::qcow2::{OpenFlags, Qcow2, Qcow2Options};
@@ -422,6 +423,9 @@ impl Block {
 
     /// Options for an image of which only the name is known, and perhaps the format.
     pub fn options_for(&self, filename: &str, format: Option<&str>) -> Result<OpenOptions, String> {
+        if let Some(options) = json_filename::options_of(filename) {
+            return options;
+        }
         let file = ChildRef::Inline(Box::new(OpenOptions {
             node_name: None,
             common: CommonOptions::default(),

@@ -189,7 +189,8 @@ impl CreateOptions {
         let mut line = format!("Formatting '{filename}', fmt={}", self.format);
         for (name, _, _) in self.known() {
             if let Some(value) = self.get(name) {
-                line.push_str(&format!(" {name}={value}"));
+                // As on the command line, a comma is written twice.
+                line.push_str(&format!(" {name}={}", value.replace(',', ",,")));
             }
         }
         line.push('\n');

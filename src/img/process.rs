@@ -191,7 +191,7 @@ fn settle_file(options: &mut OpenOptions, how: How) {
 /// The protocol in front of a name that does not mean a plain file.
 fn not_modelled_protocol(filename: &str) -> Option<&str> {
     let (protocol, _) = filename.split_once(':')?;
-    (!protocol.is_empty() && !protocol.contains('/')).then_some(protocol)
+    (!protocol.is_empty() && !protocol.contains('/') && protocol != "json").then_some(protocol)
 }
 
 /// Ends the process with a message and status 1.

@@ -20,8 +20,8 @@ const MAX_NAME: usize = 255;
 
 /// The files of the simulated host, by name.
 ///
-/// `TEST_DIR/PID-img` and `img` are the same file. In memory any name but the empty one will do;
-/// real files are named by what follows the prefix, which has to be a plain file name.
+/// `TEST_DIR/PID-img` and `img` are the same file. What follows the prefix has to be a plain file name: there is no
+/// other directory.
 #[derive(Debug)]
 pub struct Host {
     /// Where real files stand; `None` keeps everything in memory.
@@ -102,9 +102,8 @@ impl Host {
     /// Under which name a file is kept.
     fn key<'a>(&self, name: &'a str) -> Res<&'a str> {
         let plain = name.strip_prefix(TEST_PREFIX).unwrap_or(name);
+        // There are no other directories, in memory as little as on the disk.
         let no_file = plain.contains(['/', '\0']) || plain == "." || plain == "..";
-        // A directory that an image could be in is nowhere; names without the prefix belong to nobody.
-        let no_file = no_file && (self.dir.is_some() || name.len() > plain.len());
         if plain.is_empty() || no_file {
             return Err(Errno::ENOENT);
         }

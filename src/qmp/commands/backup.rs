@@ -15,6 +15,8 @@ use crate::qmp::args::Args;
 use crate::qmp::error::QmpError;
 use crate::qmp::machine::Machine;
 
+use super::blockdev::unknown_format;
+
 /// Arguments of a backup.
 #[derive(Clone, Debug)]
 pub(super) struct BackupArgs {
@@ -236,7 +238,7 @@ impl Machine {
             (block.filename(node.id), format)
         });
         if !matches!(format, "qcow2" | "raw") {
-            return Err(format!("Unknown file format '{format}'").into());
+            return Err(unknown_format(format));
         }
         if format == "raw" && backing.is_some() {
             return Err("Backing file not supported for file format 'raw'".into());

@@ -80,6 +80,14 @@ pub(super) fn is_driver(name: &str) -> bool {
     MODELLED.contains(&name) || OTHER_DRIVERS.contains(&name)
 }
 
+/// Why an image of that format can't be made.
+pub(super) fn unknown_format(format: &str) -> QmpError {
+    if is_driver(format) {
+        return format!("not modelled: format '{format}'; there are qcow2 and raw").into();
+    }
+    format!("Unknown file format '{format}'").into()
+}
+
 impl Machine {
     /// blockdev-add (`qmp_blockdev_add` in `blockdev.c`).
     pub(in crate::qmp) async fn blockdev_add(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {

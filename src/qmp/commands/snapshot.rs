@@ -14,6 +14,7 @@ use crate::qmp::error::QmpError;
 use crate::qmp::machine::Machine;
 
 use super::backup::formatting_line;
+use super::blockdev::unknown_format;
 
 /// A snapshot as asked for.
 pub(super) enum SnapshotArgs {
@@ -143,7 +144,7 @@ impl Machine {
             match format.as_str() {
                 "qcow2" => {}
                 "raw" => return Err("Backing file not supported for file format 'raw'".into()),
-                other => return Err(format!("Unknown file format '{other}'").into()),
+                other => return Err(unknown_format(other)),
             }
             self.make_overlay(file, node).await?;
         }
