@@ -58,7 +58,16 @@ pub(super) async fn copy(work: &Copy) -> Result<(), String> {
         }
         at += bytes;
     }
+    if work.compress_unit.is_some() {
+        // Nothing more comes: the driver makes the file end with a sector.
+        write_empty(work).await?;
+    }
     Ok(())
+}
+
+async fn write_empty(work: &Copy) -> Result<(), String> {
+    let written = work.block.co_pwrite(work.target, 0, Content::zeros(0), ReqFlags::COMPRESSED).await;
+    written.map_err(|error| write_error(0, error))
 }
 
 /// What stands at `at`, and for how many bytes (`convert_iteration_sectors`).

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use crate::block::{BlkdebugEvent, Block, ReqFlags};
+use crate::block::{BlkdebugEvent, Block, Preallocation, ReqFlags};
 use crate::errno::{Errno, Res};
 use crate::sim::shared::Cell;
 use crate::sim::{Footprint, WaitQueue};
@@ -39,6 +39,9 @@ impl Qcow2 {
             return Err(Errno::ENOMEDIUM);
         }
         let bytes = content.len();
+        if bytes == 0 {
+            return self.end_with_a_sector(block).await;
+        }
         let to_end = offset + bytes == block.node(self.node).length.get();
         if self.geo.into_cluster(offset) != 0 || (self.geo.into_cluster(bytes) != 0 && !to_end) {
             return Err(Errno::EINVAL);
@@ -59,10 +62,14 @@ impl Qcow2 {
         pool.finish(&block.sim).await
     }
 
+    /// Whoever has written his last compressed cluster says so by an empty write: other writes are easier where the file
+    /// has whole sectors.
+    async fn end_with_a_sector(&self, block: &Rc<Block>) -> Res<()> {
+        let sectors = block.node(self.file).length.get();
+        block.co_truncate(self.file, sectors, Preallocation::Off).await.map_err(|_| Errno::EIO)
+    }
+
     async fn write_compressed_cluster(self: &Rc<Self>, block: &Rc<Block>, offset: u64, content: Content) -> Res<()> {
-        if content.is_empty() {
-            return Ok(());
-        }
         if self.header.borrow().compression_type != 0 {
             return Err(Errno::ENOTSUP);
         }
