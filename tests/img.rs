@@ -8,6 +8,7 @@ use backsim::block::Timing;
 use backsim::img::{NewImage, create_for_scenario};
 use backsim::qmp::{Machine, MachineConfig};
 use backsim::quirks::Compat;
+use backsim::store::Content;
 use serde_json::{Map, json};
 
 use common::Bench;
@@ -241,5 +242,43 @@ fn bitmaps_are_kept_by_both_versions() {
         let missing = bench.line("bitmap --merge nope TEST_DIR/PID-img b1");
         let expected = "qemu-img: Operation merge on bitmap b1 failed: Dirty bitmap 'nope' not found\n";
         assert_eq!((missing.status, missing.stderr.as_str()), (1, expected));
+    }
+}
+
+/// What `tests/img/damage.txt` has written, line by line. The oracle's test asks the real tool the same.
+fn damage(compat: Compat) -> String {
+    let bench = Bench::memory(compat);
+    let mut said = String::new();
+    for line in include_str!("img/damage.txt").lines().filter(|line| !line.is_empty()) {
+        if line.starts_with('#') {
+            said.push_str(&format!("{line}\n"));
+        } else if let Some(poke) = line.strip_prefix("poke ") {
+            let (file, offset, bytes) = common::poke(poke);
+            let store = bench.env.host.open(file).expect("the file is there");
+            store.write(offset, &Content::from_bytes(bytes)).expect("the file can be written to");
+        } else {
+            let output = bench.line(line);
+            let text = common::mask(&(output.stderr + &output.stdout));
+            let status = if output.status == 0 { String::new() } else { format!("exit status {}\n", output.status) };
+            said.push_str(&format!("qemu-img {line}\n{text}{status}"));
+        }
+    }
+    said
+}
+
+/// Recorded with `BLESS=1`.
+#[test]
+fn damaged_images_are_told_as_the_real_tool_tells_them() {
+    for (compat, name) in [(Compat::Qemu72, "7.2"), (Compat::Qemu100, "10.0")] {
+        let path = format!("{}/tests/img/damage.qemu-{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        let said = damage(compat);
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, &said).expect("a writable file");
+        }
+        let recorded = std::fs::read_to_string(&path).expect("a recorded text");
+        let differs = said.lines().zip(recorded.lines()).position(|(said, recorded)| said != recorded);
+        let at = differs.unwrap_or(said.lines().count().min(recorded.lines().count()));
+        let around = |text: &str| text.lines().skip(at.saturating_sub(8)).take(10).collect::<Vec<_>>().join("\n");
+        assert!(said == recorded, "{path}: recorded:\n{}\nsaid:\n{}", around(&recorded), around(&said));
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use backsim::img::ImgOutput;
 use backsim::quirks::Compat;
-use common::{Bench, Real, split};
+use common::{Bench, Real, mask, split};
 
 /// Each line is a command of both tools; `io FILE: a; b` writes with the real qemu-io, `crash FILE`
 /// opens it for writing and dies, `poke FILE OFFSET BYTE…` overwrites bytes.
@@ -19,6 +19,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("read", include_str!("img/read.txt")),
     ("change", include_str!("img/change.txt")),
     ("convert", include_str!("img/convert.txt")),
+    ("damage", include_str!("img/damage.txt")),
 ];
 
 /// Command lines whose answers are known to differ, and why. They are told, and fail nothing; whoever mends one takes
@@ -34,24 +35,6 @@ const KNOWN: &[(&str, &str, &str)] = &[
     ("convert", "map --output=json -f raw s1", "as above"),
 ];
 
-fn mask(text: &str) -> String {
-    let mut out = String::new();
-    for line in text.split_inclusive('\n') {
-        let masked = if let Some(at) = line.find("disk size: ") {
-            format!("{}disk size: SIZE\n", &line[..at])
-        } else if let Some(at) = line.find("\"actual-size\": ") {
-            format!("{}\"actual-size\": SIZE\n", &line[..at])
-        } else if let Some(at) = line.find("#block") {
-            let rest = line[at + 6..].trim_start_matches(|c: char| c.is_ascii_digit());
-            format!("{}NODE_NAME{rest}", &line[..at])
-        } else {
-            line.to_owned()
-        };
-        out.push_str(&masked);
-    }
-    out
-}
-
 fn masked(output: ImgOutput) -> ImgOutput {
     ImgOutput { stdout: mask(&output.stdout), stderr: mask(&output.stderr), status: output.status }
 }
@@ -59,7 +42,12 @@ fn masked(output: ImgOutput) -> ImgOutput {
 fn play(real: &Real, compat: Compat, name: &str, script: &str) -> Vec<String> {
     let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut differences = Vec::new();
-    for line in script.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    let mut about = "";
+    for line in script.lines().filter(|line| !line.is_empty()) {
+        if let Some(text) = line.strip_prefix("# ") {
+            about = text;
+            continue;
+        }
         if let Some(io) = line.strip_prefix("io ") {
             let (file, commands) = io.split_once(": ").expect("io FILE: COMMANDS");
             let commands: Vec<&str> = commands.split("; ").collect();
@@ -87,20 +75,15 @@ fn play(real: &Real, compat: Compat, name: &str, script: &str) -> Vec<String> {
                 eprintln!("known to differ: {name}: qemu-img {line}: {why}\n  real:  {expected:?}\n  ours:  {got:?}");
                 continue;
             }
-            differences.push(format!("{name}: qemu-img {line}\n  real:  {expected:?}\n  ours:  {got:?}"));
+            differences.push(format!("{name}: {about}: qemu-img {line}\n  real:  {expected:?}\n  ours:  {got:?}"));
         }
     }
     differences
 }
 
-/// `FILE OFFSET BYTE…`: overwrites bytes.
 fn poke_file(dir: &Path, poke: &str) {
     use std::os::unix::fs::FileExt;
-    let mut words = poke.split(' ');
-    let file = words.next().expect("a file");
-    let number = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).expect("a hexadecimal number");
-    let offset = number(words.next().expect("an offset"));
-    let bytes: Vec<u8> = words.map(|word| number(word) as u8).collect();
+    let (file, offset, bytes) = common::poke(poke);
     let file = std::fs::File::options().write(true).open(dir.join(file)).expect("the file is there");
     file.write_all_at(&bytes, offset).expect("the file can be written to");
 }

@@ -69,8 +69,10 @@ impl Block {
             const NO_RESIZE: &str = "Image format driver does not support resize";
             check_length(size)?;
             let node = self.node(id);
-            node.bitmaps.borrow().check_size(size).map_err(|fault| fault.to_string())?;
             let driver = node.driver.borrow().clone();
+            if !matches!(driver, Driver::Qcow2(_)) {
+                node.bitmaps.borrow().check_size(size).map_err(|fault| fault.to_string())?;
+            }
             let mut length = size.next_multiple_of(512);
             match driver {
                 Driver::File(file) => file.truncate(self, &node, size, preallocation).await?,

@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use crate::bitmap::{Allow, BitmapId, DirtyBitmap, MIN_GRANULARITY, default_granularity};
 use crate::block::Node;
-use crate::errno::Errno;
 
 use super::args::{Opt, Parsed, Reader, long, opt, short};
 use super::info::refuse_image_opts;
@@ -94,13 +93,8 @@ async fn store(process: &Process, image: &Image) -> Outcome<()> {
     }
     let Some(qcow2) = image.node.qcow2() else { return Ok(()) };
     let block = process.block.clone();
-    let clean = process.co(async move { qcow2.inactivate(&block).await }).await;
-    if clean {
-        return Ok(());
-    }
-    // The driver has told its reasons; of those, lost bitmaps count as a mistake of the caller.
-    let lost = process.block.stderr.borrow().contains("Lost persistent bitmaps");
-    let error = if lost { Errno::EINVAL } else { Errno::EIO };
+    let stored = process.co(async move { qcow2.inactivate(&block).await }).await;
+    let Err(error) = stored else { return Ok(()) };
     // Told at once: closing the image tries again, and tells its reasons again.
     process.report(&format!("Error while closing the image: {error}"));
     Err(failure(""))

@@ -140,12 +140,11 @@ pub(super) async fn make(process: &Process, filename: &str, options: &CreateOpti
     }
     let mut new = Qcow2CreateOptions { size: size.next_multiple_of(512), ..Qcow2CreateOptions::default() };
     let mode = options.get("preallocation").unwrap_or("off");
-    new.preallocation = Preallocation::from_name(mode).ok_or_else(|| match options.is_qcow2() {
-        true => format!("Parameter 'preallocation' does not accept value '{mode}'"),
-        false => format!("invalid parameter value: {mode}"),
-    })?;
+    let preallocation = Preallocation::from_name(mode);
     if options.is_qcow2() {
-        qcow2_options(options, &mut new)?;
+        qcow2_options(options, preallocation, &mut new)?;
+    } else {
+        new.preallocation = preallocation.ok_or_else(|| format!("invalid parameter value: {mode}"))?;
     }
     let (block, name, is_qcow2) = (process.block.clone(), filename.to_owned(), options.is_qcow2());
     let made = process.co(async move { create_image(&block, &name, is_qcow2, &new).await }).await;
@@ -160,16 +159,26 @@ fn too_large(format: &str) -> String {
     format!("The image size is too large for file format '{format}'{hint}")
 }
 
-fn qcow2_options(options: &CreateOptions, new: &mut Qcow2CreateOptions) -> Result<(), String> {
+/// Names are looked at in the order of the schema (`BlockdevCreateOptionsQcow2`).
+fn qcow2_options(
+    options: &CreateOptions,
+    preallocation: Option<Preallocation>,
+    new: &mut Qcow2CreateOptions,
+) -> Result<(), String> {
+    let refused = |name: &str, value: &str| Err(format!("Parameter '{name}' does not accept value '{value}'"));
     new.version = match options.get("compat") {
         None | Some("1.1" | "v3") => 3,
         Some("0.10" | "v2") => 2,
-        Some(other) => return Err(format!("Parameter 'version' does not accept value '{other}'")),
+        Some(other) => return refused("version", other),
+    };
+    new.preallocation = match preallocation {
+        Some(mode) => mode,
+        None => return refused("preallocation", options.get("preallocation").unwrap_or("")),
     };
     new.zstd = match options.get("compression_type") {
         None | Some("zlib") => false,
         Some("zstd") => true,
-        Some(other) => return Err(format!("Parameter 'compression-type' does not accept value '{other}'")),
+        Some(other) => return refused("compression-type", other),
     };
     new.cluster_size = options.number("cluster_size").unwrap_or(new.cluster_size);
     new.refcount_bits = options.number("refcount_bits").unwrap_or(new.refcount_bits);

@@ -124,7 +124,8 @@ fn snapshots(quirks: &Quirks, out: &mut String, list: &[Snapshot]) {
         let seconds = snapshot.vm_clock_nsec / 1_000_000_000;
         let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
         let millis = snapshot.vm_clock_nsec / 1_000_000 % 1000;
-        let icount = snapshot.icount.map_or_else(|| "--".to_owned(), |count| count.to_string());
+        let unknown = if quirks.img_shows_children { "--" } else { "" };
+        let icount = snapshot.icount.map_or_else(|| unknown.to_owned(), |count| count.to_string());
         let (size, date) = (human(snapshot.vm_state_size), date(snapshot.date_sec));
         out.push_str(&if quirks.img_shows_children {
             let clock = format!("{hours:04}:{minutes:02}:{rest:02}.{millis:03}");

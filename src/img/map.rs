@@ -82,7 +82,7 @@ async fn walk(process: &Process, image: &Image, json: bool, start: u64, end: u64
         let at = current.start + current.length;
         let (block, layers) = (process.block.clone(), layers.clone());
         let next = process.co(async move { status(&block, &layers, at, end - at).await }).await;
-        let next = next.map_err(|error| failure(format!("Failed to read image metadata: {error}")))?;
+        let next = next.map_err(|error| failure(format!("Could not read file metadata: {error}")))?;
         if next.length == 0 {
             break;
         }

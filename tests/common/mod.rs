@@ -113,3 +113,31 @@ impl Real {
         self.img(Path::new("."), &["--version"]).stdout
     }
 }
+
+/// Without what depends on the host or the run: what a file takes on the disk, names of nodes.
+pub fn mask(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.split_inclusive('\n') {
+        let masked = if let Some(at) = line.find("disk size: ") {
+            format!("{}disk size: SIZE\n", &line[..at])
+        } else if let Some(at) = line.find("\"actual-size\": ") {
+            format!("{}\"actual-size\": SIZE\n", &line[..at])
+        } else if let Some(at) = line.find("#block") {
+            let rest = line[at + 6..].trim_start_matches(|c: char| c.is_ascii_digit());
+            format!("{}NODE_NAME{rest}", &line[..at])
+        } else {
+            line.to_owned()
+        };
+        out.push_str(&masked);
+    }
+    out
+}
+
+/// `FILE OFFSET BYTE…`, all in hexadecimal: bytes that a script overwrites.
+pub fn poke(line: &str) -> (&str, u64, Vec<u8>) {
+    let mut words = line.split(' ');
+    let file = words.next().expect("a file");
+    let number = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).expect("a hexadecimal number");
+    let offset = number(words.next().expect("an offset"));
+    (file, offset, words.map(|word| number(word) as u8).collect())
+}

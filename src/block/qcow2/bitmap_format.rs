@@ -83,7 +83,6 @@ impl StoredBitmap {
             && u64::from(table.entries) <= MAX_TABLE_ENTRIES
             && GRANULARITY_BITS.contains(&self.granularity_bits)
             && self.flags & !(IN_USE | AUTO) == 0
-            && !self.name.is_empty()
             && kind == TYPE_DIRTY_TRACKING
             && data_bytes <= MAX_DATA_BYTES;
         // The size of a bitmap that is in use is nobody's concern.

@@ -158,7 +158,10 @@ impl Qcow2 {
         let place = self.alloc_for_bitmap(block, name, table_bytes).await?;
         let written = self.write_for_bitmap(block, name, place, prefix_content(entry_bytes(table), table_bytes)).await;
         if let Err(reason) = written {
-            self.free_clusters(block, place, table_bytes, DiscardType::Other).await;
+            // The header's own cluster, where a damaged refcount gave it away, is not given back.
+            if place > 0 {
+                self.free_clusters(block, place, table_bytes, DiscardType::Other).await;
+            }
             return Err(reason);
         }
         Ok(TablePlace { offset: place, entries: entries as u32 })

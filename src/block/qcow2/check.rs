@@ -160,7 +160,11 @@ impl<'a> Checker<'a> {
             return Err(Errno::EINVAL);
         }
         if count > MAX_SNAPSHOTS {
+            let more = count - MAX_SNAPSHOTS;
             self.check_error(format!("{program}: ERROR snapshot table too large"));
+            self.block.report_stderr(format!(
+                "You can force-remove all {more} overhanging snapshots with qemu-img check -r all"
+            ));
             return Err(Errno::EFBIG);
         }
         {
@@ -411,7 +415,11 @@ impl<'a> Checker<'a> {
             return Ok(());
         }
         let end = offset.saturating_add(self.image.geo.cluster_size());
-        match self.block.co_truncate(self.image.file, end, Preallocation::Off).await {
+        let resized = match i64::try_from(end) {
+            Ok(_) => self.block.co_truncate(self.image.file, end, Preallocation::Off).await,
+            Err(_) => Err(Errno::EINVAL.to_string()),
+        };
+        match resized {
             Ok(()) => {
                 self.result.corruptions -= 1;
                 self.result.corruptions_fixed += 1;

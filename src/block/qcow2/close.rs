@@ -27,31 +27,32 @@ impl Qcow2 {
         if self.ejected.get() {
             return;
         }
-        self.inactivate(block).await;
+        // Whoever closes a node hears of no error.
+        let _ = self.inactivate(block).await;
     }
 
-    /// Gives the image up in a clean state (`qcow2_inactivate`); false if something failed.
-    pub async fn inactivate(self: &Rc<Self>, block: &Rc<Block>) -> bool {
-        let mut clean = true;
+    /// Gives the image up in a clean state (`qcow2_inactivate`); the last thing that failed. Lost bitmaps are EINVAL.
+    pub async fn inactivate(self: &Rc<Self>, block: &Rc<Block>) -> Res<()> {
+        let mut clean = Ok(());
         if let Err(reason) = self.store_bitmaps(block, true).await {
             let (program, name) = (block.program, block.node(self.node).name.clone());
             block.report_stderr(format!(
                 "{program}: Lost persistent bitmaps during inactivation of node '{name}': {reason}"
             ));
-            clean = false;
+            clean = Err(Errno::EINVAL);
         }
         if self.read_only.get() {
             return clean;
         }
         if let Err(error) = self.cache_flush(block, &self.l2_cache).await {
             block.report_stderr(format!("{}: Failed to flush the L2 block cache: {error}", block.program));
-            clean = false;
+            clean = Err(error);
         }
         if let Err(error) = self.cache_flush(block, &self.refcount_cache).await {
             block.report_stderr(format!("{}: Failed to flush the refcount block cache: {error}", block.program));
-            clean = false;
+            clean = Err(error);
         }
-        if clean {
+        if clean.is_ok() {
             // A dirty bit that stays only costs a repair.
             let _ = self.mark_clean(block).await;
         }

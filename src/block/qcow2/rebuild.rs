@@ -93,13 +93,10 @@ impl Checker<'_> {
             for (entry, references) in stretch.enumerate() {
                 refblock.set(order, entry, u64::from(*references));
             }
-            image.check_overlap(self.block, None, *offset, cluster_size).await?;
-            let content = refblock.to_content(cluster_size);
-            self.block.co_pwrite(image.file, *offset, content, ReqFlags::NONE).await?;
+            self.write_structure("refblock", *offset, refblock.to_content(cluster_size)).await?;
         }
-        image.check_overlap(self.block, None, table.offset, table.bytes()).await?;
         let content = prefix_content(entry_bytes(&table.entries), table.bytes());
-        self.block.co_pwrite(image.file, table.offset, content, ReqFlags::NONE).await?;
+        self.write_structure("reftable", table.offset, content).await?;
         self.block.co_flush(image.file).await?;
         let clusters = (table.bytes() >> image.geo.cluster_bits) as u32;
         let mut fields = table.offset.to_be_bytes().to_vec();
@@ -108,5 +105,16 @@ impl Checker<'_> {
         let mut header = image.header.borrow_mut();
         (header.refcount_table_offset, header.refcount_table_clusters) = (table.offset, clusters);
         Ok(())
+    }
+
+    async fn write_structure(&self, what: &str, at: u64, content: Content) -> Res<()> {
+        let checked = self.image.check_overlap(self.block, None, at, content.len()).await;
+        let written = match checked {
+            Ok(()) => self.block.co_pwrite(self.image.file, at, content, ReqFlags::NONE).await,
+            refused => refused,
+        };
+        written.inspect_err(|error| {
+            self.block.report_stderr(format!("{}: ERROR writing {what}: {error}", self.block.program));
+        })
     }
 }

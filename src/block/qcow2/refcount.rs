@@ -11,6 +11,7 @@ use crate::errno::{Errno, Res};
 
 use super::Qcow2;
 use super::cache::TableRef;
+use super::l2::alternate_hex;
 use super::layout::{ClusterType, ENTRY_BYTES, L2E_OFFSET_MASK, REFT_OFFSET_MASK};
 use super::table::Refblock;
 
@@ -94,7 +95,8 @@ impl Qcow2 {
         table_index: u64,
     ) -> BoxFuture<'a, Errno> {
         Box::pin(async move {
-            let message = format!("Refblock offset {offset:#x} unaligned (reftable index: {table_index:#x})");
+            let message =
+                format!("Refblock offset {offset:#x} unaligned (reftable index: {})", alternate_hex(table_index));
             self.signal_corruption(block, true, None, message).await;
             Errno::EIO
         })

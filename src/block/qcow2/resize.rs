@@ -46,6 +46,7 @@ impl Qcow2 {
             let grown = self.grow_l1(block, l1_entries, true).await;
             grown.map_err(|error| failed("Failed to grow the L1 table", error))?;
         }
+        block.node(self.node).bitmaps.borrow().check_size(size).map_err(|fault| fault.to_string())?;
         match preallocation {
             Preallocation::Off => {}
             Preallocation::Metadata => self.preallocate(block, old_size, size, &mut locked).await?,
