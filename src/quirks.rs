@@ -147,8 +147,12 @@ quirks! {
     grouped_checked_first: true;
     /// 10.0 has `min-cluster-size`, `discard-source`, `block-job-change`, `active`.
     since_9: true;
-    /// 10.0: a machine that ends cancels its jobs inside a drained section (`qemu_cleanup`).
-    quit_cancels_drained: true;
+    /// 10.0: a machine that ends stops before it begins the drained section in which it cancels its jobs; 7.2 stops
+    /// inside that section (`qemu_cleanup`).
+    quit_stops_first: true;
+    /// 10.0: a drained section of all nodes reaches a job through the nodes below it; in 7.2 each node tells only those
+    /// jobs and backends that use it themselves (`bdrv_drain_all_begin`).
+    drain_all_climbs: true;
     /// 10.0: blockdev-reopen drains all nodes; 7.2: the nodes that it is about and those below (`qmp_blockdev_reopen`).
     reopen_drains_all: true;
     /// 10.0: queries tell `format-specific` of a file too, though it is empty (`block/file-posix.c`).

@@ -75,6 +75,17 @@ impl Block {
         self.graph_write_unlock(lock).await;
     }
 
+    /// The same for a coroutine: a bottom half does it for it.
+    pub async fn graph_write_section_for_coroutine(self: &Rc<Self>) {
+        let Some(me) = self.sim.current().filter(|_| self.quirks.graph_lock) else { return };
+        let block = self.clone();
+        self.sim.bh_frame("graph change", async move {
+            block.graph_write_section().await;
+            block.sim.wake(me);
+        });
+        self.sim.park("a change of the graph").await;
+    }
+
     /// Begins a drained section of `node` and waits until nothing is in flight on it or its
     /// parents.
     pub async fn drained_begin(self: &Rc<Self>, node: NodeId) {
@@ -129,9 +140,24 @@ impl Block {
 
     fn quiesce_all(&self) {
         self.drain_all_count.set(self.drain_all_count.get() + 1);
-        for id in self.nodes_oldest_first() {
+        let nodes = self.nodes_oldest_first();
+        // A section around this one, so that what climbs to jobs and backends below finds them told already.
+        let told = if self.quirks.drain_all_climbs { Vec::new() } else { self.direct_users(&nodes) };
+        for edge in &told {
+            self.quiesce_parent(edge);
+        }
+        for id in nodes {
             self.quiesce_node(id);
         }
+        for edge in &told {
+            self.unquiesce_parent(edge);
+        }
+    }
+
+    /// The edges of jobs and backends on these nodes.
+    fn direct_users(&self, nodes: &[NodeId]) -> Vec<Rc<Edge>> {
+        let parents = nodes.iter().flat_map(|id| self.node(*id).parents.borrow().clone());
+        parents.filter(|edge| !matches!(edge.parent, Parent::Node(_))).collect()
     }
 
     fn unquiesce_all(&self) {

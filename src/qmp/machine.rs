@@ -157,17 +157,19 @@ impl Machine {
     async fn cleanup(self: &Rc<Self>) {
         self.drop_all_exports().await;
         self.drop_guests().await;
-        self.block.drain_all().await;
-        if self.block.quirks.quit_cancels_drained {
+        // Jobs are cancelled drained, so that none sleeps for the sake of its speed. Stopping the machine drains, too.
+        if self.block.quirks.quit_stops_first {
+            self.block.drain_all().await;
             self.block.drain_all_begin().await;
+        } else {
+            self.block.drain_all_begin().await;
+            self.block.drain_all().await;
         }
         // Cancelling concludes a job, cancelling a concluded one dismisses it.
         while let Some(job) = self.jobs.all().first() {
             job.cancel_sync().await;
         }
-        if self.block.quirks.quit_cancels_drained {
-            self.block.drain_all_end();
-        }
+        self.block.drain_all_end();
         self.block.close_all().await;
         self.block.sim.emit(|| TraceEvent::ShutDown);
         self.jobs.clear();
