@@ -326,10 +326,12 @@ impl Block {
         };
         // The probe of the format holds the file for a moment.
         self.graph_write_section().await;
+        let mut refused = false;
         let attached = self.checked_node(name, options).and_then(|node| {
             *node.driver.borrow_mut() = driver;
             inherit_from(file, &child, &node);
             let attached = self.attach(Parent::Node(node.id), "file", role, child.id, None);
+            refused = attached.is_err();
             attached.map(|_| node.clone()).inspect_err(|_| self.remove_node(node.id))
         });
         self.graph_write_section().await;
@@ -341,6 +343,9 @@ impl Block {
         }
         // The edge has a reference of its own now.
         self.unref(child.id).await;
+        if refused {
+            self.give_up(None, true).await;
+        }
         attached.map(|node| (node, child.id))
     }
 
@@ -365,6 +370,8 @@ impl Block {
         let qcow2 = match opened {
             Ok(qcow2) => qcow2,
             Err(reason) => {
+                // Once more than other drivers that refuse.
+                self.graph_write_section().await;
                 self.driver_refused(node.id).await;
                 return Err(reason);
             }

@@ -74,7 +74,7 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
                     Err(reason) => Err(reason),
                 },
                 None if data_file_raw => Err("data-file-raw requires data-file".to_owned()),
-                None => format(block, node.id, &options).await,
+                None => Qcow2::create(block, node.id, &options).await,
             };
             // Only the reference that was taken above; the node has others.
             node.references.set(node.references.get().saturating_sub(1));
@@ -84,20 +84,6 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
             result.map_err(failed)
         }
     }
-}
-
-async fn format(block: &Rc<Block>, node: NodeId, options: &Qcow2CreateOptions) -> Result<(), String> {
-    let result = Qcow2::create(block, node, options).await;
-    for _ in 0..if block.quirks.graph_lock { 14 } else { 0 } {
-        drain_from_coroutine(block).await;
-    }
-    result
-}
-
-/// Creating opens and closes the image several times; QEMU 10 drains everything each time.
-async fn drain_from_coroutine(block: &Rc<Block>) {
-    let in_frame = block.clone();
-    in_main_loop(block, async move { in_frame.graph_write_section().await }).await;
 }
 
 /// Makes a file, empty or of zeros.

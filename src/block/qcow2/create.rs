@@ -17,8 +17,12 @@ impl Qcow2 {
     /// Formats the file in `file`. The error is QEMU's text.
     pub async fn create(block: &Rc<Block>, file: NodeId, options: &Qcow2CreateOptions) -> Result<(), String> {
         check_options(options)?;
-        block.try_permissions(file, Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::ALL)?;
-        write_minimal_image(block, file, options).await?;
+        let attached = block.try_permissions(file, Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::ALL);
+        block.graph_write_section_for_coroutine().await;
+        attached?;
+        let written = write_minimal_image(block, file, options).await;
+        block.graph_write_section_for_coroutine().await;
+        written?;
         // QEMU opens the new image twice: once to grow it, once more only to flush it.
         with_temporary_node(block, file, async |image: &Rc<Qcow2>| image.populate(block, options).await).await?;
         with_temporary_node(block, file, async |_: &Rc<Qcow2>| Ok(())).await
@@ -52,6 +56,11 @@ impl Qcow2 {
     }
 }
 
+/// Changes of the graph that opening a temporary node takes, with a backend on top.
+const CHANGES_TO_OPEN: usize = 4;
+/// Changes of the graph that closing it takes.
+const CHANGES_TO_CLOSE: usize = 2;
+
 /// Opens the image for a moment in a node of its own, without a backing file.
 async fn with_temporary_node(
     block: &Rc<Block>,
@@ -59,6 +68,9 @@ async fn with_temporary_node(
     work: impl AsyncFnOnce(&Rc<Qcow2>) -> Result<(), String>,
 ) -> Result<(), String> {
     let node = block.new_node(None, NodeOptions::default())?;
+    for _ in 0..CHANGES_TO_OPEN {
+        block.graph_write_section_for_coroutine().await;
+    }
     let result = match Qcow2::open(block, node.id, file, &Qcow2Options::default(), OpenFlags::default()).await {
         Ok(image) => {
             *node.driver.borrow_mut() = Driver::Qcow2(image.clone());
@@ -72,6 +84,9 @@ async fn with_temporary_node(
         }
         Err(text) => Err(text),
     };
+    for _ in 0..CHANGES_TO_CLOSE {
+        block.graph_write_section_for_coroutine().await;
+    }
     block.remove_node(node.id);
     result
 }
