@@ -135,15 +135,13 @@ impl Block {
         Ok(node)
     }
 
-    /// Counts the request in and waits while the backend is drained.
+    /// Waits while the backend is drained, then counts the request in.
     async fn backend_enter<'a>(&self, backend: &'a Backend) -> InFlight<'a> {
-        let guard = InFlight::new(&backend.in_flight);
+        // Nothing sees that QEMU counts it in before it looks and out again before it waits.
         while backend.quiesce.get() > 0 {
-            backend.in_flight.sub(1);
             backend.queued.wait(&self.sim, "the end of a drained section").await;
-            backend.in_flight.add(1);
         }
-        guard
+        InFlight::new(&backend.in_flight)
     }
 
     /// Reads through a backend.

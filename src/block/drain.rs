@@ -91,10 +91,12 @@ impl Block {
     pub async fn drained_begin(self: &Rc<Self>, node: NodeId) {
         self.quiesce_node(node);
         self.drain_wait(move |block| !block.is_drain_busy(node)).await;
+        self.witness_drain(Some(node), true);
     }
 
     /// Ends a drained section.
     pub fn drained_end(&self, node: NodeId) {
+        self.witness_drain(Some(node), false);
         self.unquiesce_node(node);
     }
 
@@ -102,10 +104,12 @@ impl Block {
     pub async fn drain_all_begin(self: &Rc<Self>) {
         self.quiesce_all();
         self.drain_wait(|block| !block.live_nodes().iter().any(|n| block.is_drain_busy(n.id))).await;
+        self.witness_drain(None, true);
     }
 
     /// Ends a drained section of all nodes.
     pub fn drain_all_end(&self) {
+        self.witness_drain(None, false);
         self.unquiesce_all();
     }
 

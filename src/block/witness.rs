@@ -66,11 +66,18 @@ impl Block {
     }
 
     /// A copy-before-write filter begins to keep the disk below it as it is now.
-    pub(super) fn witness_snapshot(&self, filter: NodeId, source: NodeId) {
+    pub(super) fn witness_snapshot(&self, filter: NodeId, source: NodeId, whole: bool) {
         self.sim.emit(|| TraceEvent::SnapshotOpened {
             filter: self.node(filter).name.clone(),
             source: self.node(self.skip_filters(source)).name.clone(),
+            whole,
         });
+    }
+
+    /// A drained section of a node, or of all, has begun or is about to end.
+    pub(super) fn witness_drain(&self, node: Option<NodeId>, begins: bool) {
+        let name = |id: NodeId| self.try_node(id).map(|node| node.name.clone()).unwrap_or_default();
+        self.sim.emit(|| TraceEvent::Drained { node: node.map(name), begins });
     }
 
     /// A bitmap of a node, with what its successor has recorded.

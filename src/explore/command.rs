@@ -280,7 +280,8 @@ impl<'a> Teller<'a> {
         let mut found = None;
         if let Some(failure) = &tally.failure {
             ui.show("shrinking ...");
-            let shrunk = shrink(&search.scenario_name, &search.scenario, &setup, failure, self.telling.shrink);
+            let shown = setup.to_show(&failure.violation);
+            let shrunk = shrink(&search.scenario_name, &search.scenario, &shown, failure, self.telling.shrink);
             ui.show("explaining ...");
             let explanation = explain(&shrunk.setup, &shrunk.departures, &shrunk.violation);
             ui.show("");

@@ -27,6 +27,8 @@ use super::model::{FinalState, Invariant, Violation, Watch};
 
 /// A run of a small scenario that is not over by then never will be.
 const STEP_LIMIT: u64 = 200_000;
+/// So much of a run without end is enough to show what goes round.
+const SHOWN_STEPS: u64 = 5_000;
 
 /// What is run again and again.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Setup {
     pub begin_as_zeros: bool,
     /// Whether no tool changes an image between two machines.
     pub own_images: bool,
+    /// Events of a run, and requests and tasks of one event, until it is taken for one without end.
+    pub step_limit: u64,
 }
 
 impl Setup {
@@ -50,7 +54,13 @@ impl Setup {
         let begin_as_zeros = !case.steps.iter().any(|step| has_backing(&step.verb));
         let changes_images = |verb: &Verb| matches!(verb, Verb::QemuImg(img) if !is_only_a_look(&img.qemu_img));
         let own_images = !case.steps.iter().any(|step| changes_images(&step.verb));
-        Setup { case, defects, compat: None, begin_as_zeros, own_images }
+        Setup { case, defects, compat: None, begin_as_zeros, own_images, step_limit: STEP_LIMIT }
+    }
+
+    /// What to run to show a violation: of a run that has no end only the beginning, over and over.
+    pub fn to_show(&self, violation: &Violation) -> Setup {
+        let step_limit = if violation.is_livelock() { SHOWN_STEPS } else { self.step_limit };
+        Setup { step_limit, ..self.clone() }
     }
 }
 
@@ -172,7 +182,7 @@ fn options(
     SimOptions {
         compat: setup.compat,
         choices: Choices::with(strategy),
-        step_limit: Some(STEP_LIMIT),
+        step_limit: Some(setup.step_limit),
         observe: Some(Box::new(move |sim| {
             if listener.is_some() {
                 sim.trace().want_detail();

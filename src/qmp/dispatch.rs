@@ -85,13 +85,32 @@ const CHANGES_BITMAPS: &[&str] = &[
     "transaction",
 ];
 
+/// Commands about one job; each also exists with `block-` in front, or only so.
+const JOB_COMMANDS: &[&str] =
+    &["job-cancel", "job-dismiss", "job-finalize", "job-pause", "job-resume", "job-set-speed"];
+
 impl Machine {
     /// Runs a command in the monitor's context.
     pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+        self.tell_job_command(command, arguments, None);
         let result = self.dispatch_one(command, arguments).await;
+        self.tell_job_command(command, arguments, Some(result.is_ok()));
         self.send_notices();
         self.tell_bitmaps(command, arguments, result.is_ok());
         result
+    }
+
+    /// Tells the trace what a user asks of a job, before and after it is done.
+    fn tell_job_command(&self, command: &str, arguments: &Map<String, Value>, succeeded: Option<bool>) {
+        let word = command.strip_prefix("block-").unwrap_or(command);
+        let Some(known) = JOB_COMMANDS.iter().find(|known| **known == word) else { return };
+        let id = arguments.get("id").or_else(|| arguments.get("device")).and_then(Value::as_str);
+        self.block.sim.emit(|| TraceEvent::JobCommand {
+            command: known,
+            id: id.unwrap_or_default().into(),
+            speed: arguments.get("speed").and_then(Value::as_u64),
+            succeeded,
+        });
     }
 
     /// Tells the trace what bitmaps there are after a command that may have changed them.

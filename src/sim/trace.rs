@@ -67,6 +67,12 @@ pub struct BackupCreated {
     pub auto_finalize: bool,
     /// `auto-dismiss`.
     pub auto_dismiss: bool,
+    /// `speed`, bytes per second; 0: unlimited.
+    pub speed: u64,
+    /// `max-workers`.
+    pub workers: u32,
+    /// `max-chunk`, bytes; 0: no limit.
+    pub max_chunk: u64,
 }
 
 /// Something that happened, with the footprint that it had.
@@ -122,6 +128,8 @@ pub enum TraceEvent {
         filter: Rc<str>,
         /// The disk.
         source: Rc<str>,
+        /// It keeps all of it, not only what a bitmap says.
+        whole: bool,
     },
     /// A reader of the snapshot got data.
     SnapshotRead {
@@ -166,6 +174,24 @@ pub enum TraceEvent {
         succeeded: bool,
         /// What there is.
         list: Vec<BitmapDump>,
+    },
+    /// A command about a job is about to be carried out, or has been.
+    JobCommand {
+        /// The command, without `block-` in front.
+        command: &'static str,
+        /// Job id.
+        id: Rc<str>,
+        /// The new speed, bytes per second, of one that sets it.
+        speed: Option<u64>,
+        /// Whether it succeeded; none before.
+        succeeded: Option<bool>,
+    },
+    /// A drained section has begun, with nothing in flight any more, or is about to end.
+    Drained {
+        /// Node name; none: all nodes.
+        node: Option<Rc<str>>,
+        /// Whether it begins.
+        begins: bool,
     },
     /// The process died at once.
     Killed,

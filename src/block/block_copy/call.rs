@@ -125,6 +125,7 @@ impl BlockCopy {
         self.calls.borrow_part_mut().insert(0, call.clone());
         let (offset, bytes) = (call.options.offset, call.options.bytes);
         loop {
+            block.sim.count_work();
             let mut again = match self.pass(block, call).await {
                 Ok(found) => found,
                 Err(error) => {

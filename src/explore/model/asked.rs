@@ -29,8 +29,12 @@ pub struct Asked {
     wishes: Vec<((String, String), Wish)>,
     /// What a transaction that failed has switched, and switched back: node and name.
     tried: Vec<(String, String)>,
+    /// It was a command of its own, over at once: nothing has come in between.
+    pub alone: bool,
     /// Nodes may have been closed, and bitmaps with them.
     pub may_close: bool,
+    /// A disk that has got another length: its node, bytes.
+    pub resized: Option<(String, u64)>,
 }
 
 /// What a command did to one bitmap.
@@ -47,7 +51,8 @@ pub struct Change {
 impl Asked {
     /// What `command` asked for.
     pub fn read(command: &str, arguments: &Map<String, Value>, succeeded: bool) -> Asked {
-        let mut asked = Asked { may_close: matches!(command, "blockdev-del" | "blockdev-reopen"), ..Asked::default() };
+        let may_close = matches!(command, "blockdev-del" | "blockdev-reopen");
+        let mut asked = Asked { may_close, alone: command != "transaction", ..Asked::default() };
         if !succeeded && command != "transaction" {
             return asked;
         }
@@ -57,6 +62,11 @@ impl Asked {
                     asked.add(kind, data);
                 }
             }
+        } else if command == "block_resize" {
+            let named = |key: &str| arguments.get(key).and_then(Value::as_str);
+            let disk = named("node-name").or_else(|| named("device"));
+            let size = arguments.get("size").and_then(Value::as_u64);
+            asked.resized = disk.map(str::to_owned).zip(size.map(|size| size.next_multiple_of(512)));
         } else {
             asked.add(command, arguments);
         }

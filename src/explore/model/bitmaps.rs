@@ -58,6 +58,8 @@ pub struct Followed {
     pub busy: bool,
     /// To be found in the image again.
     pub persistent: bool,
+    /// Bytes of a bit.
+    granularity: u64,
     /// Nobody may believe it.
     pub inconsistent: bool,
     /// It was in the image when the machine began to use that.
@@ -82,6 +84,16 @@ impl Followed {
         {
             found.push(lost(dump, at, "while a transaction that failed had switched it off"));
         }
+    }
+
+    /// The disk ends at `size` now, or goes on there with zeros: what was behind is nobody's business any more. The
+    /// granule in which it ends stays as it was.
+    fn cut(&mut self, size: u64) {
+        let behind = size.next_multiple_of(self.granularity);
+        self.bounds.may.set(behind, u64::MAX - behind, false);
+        self.bounds.must.set(size, u64::MAX - size, false);
+        self.sure.set(size, u64::MAX - size, false);
+        self.seen.set(size, u64::MAX - size, None);
     }
 
     /// A command has switched recording off or on. What ends while it runs, in a drain of its transaction say, may
@@ -140,14 +152,21 @@ impl Bitmaps {
             }
             here
         });
+        if let Some((disk, size)) = &asked.resized {
+            let own = self.all.iter_mut().filter(|(key, _)| *key.0 == **disk);
+            own.for_each(|(_, followed)| followed.cut(*size));
+        }
         for dump in list {
             let key = key_of(dump);
             let (seen, change) = (image(&dump.node), asked.change(&key, list));
+            if asked.alone && change.as_ref().is_some_and(|change| change.fresh) && !dump.dirty.is_empty() {
+                found.push(wrong(dump, "is not clean, though it has just been added or cleared"));
+            }
             match self.all.get_mut(&key) {
                 None => {
-                    let loaded = self.stored.remove(&key).filter(|_| trusted && change.is_none());
-                    if let Some(stored) = &loaded {
-                        judge_loaded(dump, stored, found);
+                    let stored = self.stored.remove(&key);
+                    if change.is_none() {
+                        self.judge_come(dump, stored.as_ref(), trusted, found);
                     }
                     self.put(key, dump, seen, change.is_none());
                 }
@@ -175,6 +194,19 @@ impl Bitmaps {
         }
     }
 
+    /// Judges a bitmap that is there though no command has added it: it has to come from an image.
+    fn judge_come(&self, dump: &BitmapDump, stored: Option<&Stored>, trusted: bool, found: &mut Vec<Violation>) {
+        // An image may have been opened under another name, or twice.
+        let namesake = || self.stored.keys().chain(self.all.keys()).any(|key| key.1 == dump.name);
+        match stored {
+            Some(stored) if trusted => judge_loaded(dump, stored, found),
+            Some(_) => {}
+            None if !dump.persistent => found.push(wrong(dump, "is there, though nobody has added it")),
+            None if trusted && !namesake() => found.push(wrong(dump, "is in the image, though nobody has stored it")),
+            None => {}
+        }
+    }
+
     fn put(&mut self, key: Key, dump: &BitmapDump, seen: Image, stored: bool) {
         let bounds = Bounds::exactly(dump);
         let followed = Followed {
@@ -183,6 +215,7 @@ impl Bitmaps {
             recording: dump.recording && !dump.inconsistent,
             busy: dump.busy,
             persistent: dump.persistent,
+            granularity: dump.granularity,
             inconsistent: dump.inconsistent,
             stored,
             seen,
@@ -191,8 +224,11 @@ impl Bitmaps {
     }
 
     /// A job has given the bitmap back like this; `coming` is what requests under way will still change.
-    pub fn give_back(&mut self, dump: &BitmapDump, coming: &Bounds, seen: Image) {
+    pub fn give_back(&mut self, dump: &BitmapDump, coming: &Bounds, seen: Image, found: &mut Vec<Violation>) {
         let key = key_of(dump);
+        if let Some(followed) = self.all.get(&key) {
+            judge_kind(dump, followed, found);
+        }
         let stored = self.all.get(&key).is_some_and(|followed| followed.stored);
         self.put(key.clone(), dump, seen, stored);
         if let Some(followed) = self.all.get_mut(&key) {
@@ -259,9 +295,20 @@ fn judge_change(dump: &BitmapDump, followed: &Followed, change: Option<&Change>,
         let what = format!("has cluster {}, which nobody wrote", at / dump.granularity);
         found.push(wrong(dump, &what));
     }
-    let switched = change.is_some_and(|change| change.switched);
-    if !switched && !followed.inconsistent && followed.recording != dump.recording {
-        found.push(wrong(dump, "records or not, other than before, though nobody asked for that"));
+    if change.is_none_or(|change| !change.switched) {
+        judge_kind(dump, followed, found);
+    }
+}
+
+/// What nobody asked to change about a bitmap beside its content has not changed either.
+fn judge_kind(dump: &BitmapDump, followed: &Followed, found: &mut Vec<Violation>) {
+    let others = [
+        (!followed.inconsistent && followed.recording != dump.recording, "records or not"),
+        (followed.persistent != dump.persistent, "is to be stored or not"),
+        (followed.granularity != dump.granularity, "has a granularity"),
+    ];
+    for (_, what) in others.iter().filter(|(changed, _)| *changed) {
+        found.push(wrong(dump, &format!("{what}, other than before, though nobody asked for that")));
     }
 }
 
@@ -283,6 +330,9 @@ fn judge_loaded(dump: &BitmapDump, stored: &Stored, found: &mut Vec<Violation>) 
             }
             if followed.recording != dump.recording {
                 found.push(wrong(dump, "came back otherwise enabled than it was"));
+            }
+            if followed.granularity != dump.granularity {
+                found.push(wrong(dump, "came back with another granularity"));
             }
         }
         (true, true) => {}

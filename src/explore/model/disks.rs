@@ -51,6 +51,8 @@ pub struct Disks {
     /// What survives a kill, by disk.
     durable: BTreeMap<Rc<str>, Image>,
     initial: Option<u8>,
+    /// What guests have put into the layer that each disk is.
+    written: BTreeMap<Rc<str>, Ranges<bool>>,
 }
 
 impl Disks {
@@ -60,6 +62,7 @@ impl Disks {
             images: BTreeMap::new(),
             open: BTreeMap::new(),
             durable: BTreeMap::new(),
+            written: BTreeMap::new(),
             initial: begin_as_zeros.then_some(0),
         }
     }
@@ -67,6 +70,16 @@ impl Disks {
     /// What `disk` must hold now.
     pub fn image(&self, disk: &str) -> Image {
         self.images.get(disk).cloned().unwrap_or_else(|| Image::all(self.initial))
+    }
+
+    /// What guests have certainly put into the layer that `disk` is.
+    pub fn written(&self, disk: &str) -> Ranges<bool> {
+        self.written.get(disk).cloned().unwrap_or_else(|| Ranges::all(false))
+    }
+
+    /// Whether some guest has written to the disk.
+    pub fn is_written(&self, disk: &str) -> bool {
+        self.images.contains_key(disk)
     }
 
     /// All disks that a guest has used.
@@ -82,6 +95,16 @@ impl Disks {
     /// Requests that may change `disk` and are under way.
     pub fn changing<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Request> {
         self.open.values().filter(move |request| &*request.disk == disk && request.changes())
+    }
+
+    /// The disk ends at `size` now, or has grown: nothing is known of what is behind.
+    pub fn cut(&mut self, disk: &str, size: u64) {
+        let rest = u64::MAX - size;
+        let images = self.images.get_mut(disk).into_iter().chain(self.durable.get_mut(disk));
+        images.for_each(|image| image.set(size, rest, None));
+        if let Some(written) = self.written.get_mut(disk) {
+            written.set(size, rest, false);
+        }
     }
 
     /// A request begins.
@@ -131,6 +154,10 @@ impl Disks {
         if request.operation == "discard" && !self.images.contains_key(&request.disk) {
             // Nobody has written there, and it may be a snapshot, which a discard gives up.
         } else if request.changes() {
+            if error == 0 && request.operation != "discard" {
+                let written = self.written.entry(request.disk.clone()).or_insert_with(|| Ranges::all(false));
+                written.set(request.offset, request.end - request.offset, true);
+            }
             let initial = self.initial;
             let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
             let known = error == 0 && !request.raced && request.operation != "discard";
@@ -155,6 +182,7 @@ impl Disks {
     /// The process died: only what was flushed is there for certain.
     pub fn die(&mut self) {
         self.open.clear();
+        self.written.clear();
         self.images = self.durable.clone();
         self.initial = None;
     }

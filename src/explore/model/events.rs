@@ -2,7 +2,7 @@
 //!
 //! Order and content are judged from the events alone; a job's options are known from its creation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -34,17 +34,22 @@ impl Seen {
     }
 }
 
-/// Judges all events of a machine's life; `jobs` are its backups.
-pub fn judge_events(events: &[(&'static str, Value)], jobs: &[BackupRecord], found: &mut Vec<Violation>) {
+/// Judges all events of a machine's life; `jobs` are its backups, `errors` the numbers of those that devices gave.
+pub fn judge_events(
+    events: &[(&'static str, Value)],
+    jobs: &[BackupRecord],
+    errors: &BTreeSet<i32>,
+    found: &mut Vec<Violation>,
+) {
     let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
     for (name, data) in events {
         let key = if matches!(*name, "JOB_STATUS_CHANGE" | "BLOCK_JOB_PENDING") { "id" } else { "device" };
         let Some(id) = data[key].as_str().filter(|_| name.contains("JOB")) else { continue };
         let wrong = match *name {
             "JOB_STATUS_CHANGE" => status(&mut seen, id, data["status"].as_str().unwrap_or_default(), jobs),
-            "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" => ended(&mut seen, id, name, data),
+            "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" => ended(&mut seen, id, name, data, errors),
             "BLOCK_JOB_PENDING" => pending(&mut seen, id, jobs),
-            "BLOCK_JOB_ERROR" => error(&mut seen, id, data, jobs),
+            "BLOCK_JOB_ERROR" => error(&mut seen, id, data, jobs, errors),
             _ => None,
         };
         if let Some(wrong) = wrong {
@@ -87,7 +92,22 @@ fn status(seen: &mut BTreeMap<String, Seen>, id: &str, next: &str, jobs: &[Backu
     }
 }
 
-fn ended(seen: &mut BTreeMap<String, Seen>, id: &str, name: &str, data: &Value) -> Option<String> {
+/// ENOSPC.
+const NO_SPACE: i32 = 28;
+
+/// What the C library says of an errno, of those that devices give here.
+fn text_of(error: i32) -> Option<&'static str> {
+    let texts = [(5, "Input/output error"), (28, "No space left on device"), (125, "Operation canceled")];
+    texts.iter().find(|(number, _)| *number == error).map(|(_, text)| *text)
+}
+
+fn ended(
+    seen: &mut BTreeMap<String, Seen>,
+    id: &str,
+    name: &str,
+    data: &Value,
+    errors: &BTreeSet<i32>,
+) -> Option<String> {
     let job = seen.get_mut(id)?;
     let failed = data.get("error").is_some();
     if std::mem::replace(&mut job.ended, true) {
@@ -98,6 +118,11 @@ fn ended(seen: &mut BTreeMap<String, Seen>, id: &str, name: &str, data: &Value) 
     }
     if data["offset"].as_u64() > data["len"].as_u64() {
         return Some("its last event says that more was copied than there is".to_owned());
+    }
+    let told = data["error"].as_str().unwrap_or_default();
+    let texts: Vec<Option<&str>> = errors.iter().chain([&125]).map(|error| text_of(*error)).collect();
+    if failed && texts.iter().all(Option::is_some) && !texts.contains(&Some(told)) {
+        return Some(format!("it failed for '{told}', which no device gave"));
     }
     match (name, job.aborted, failed) {
         ("BLOCK_JOB_CANCELLED", false, _) => Some("cancelled without aborting".to_owned()),
@@ -119,7 +144,13 @@ fn pending(seen: &mut BTreeMap<String, Seen>, id: &str, jobs: &[BackupRecord]) -
     automatic.then(|| "BLOCK_JOB_PENDING, though it finalizes by itself".to_owned())
 }
 
-fn error(seen: &mut BTreeMap<String, Seen>, id: &str, data: &Value, jobs: &[BackupRecord]) -> Option<String> {
+fn error(
+    seen: &mut BTreeMap<String, Seen>,
+    id: &str,
+    data: &Value,
+    jobs: &[BackupRecord],
+    errors: &BTreeSet<i32>,
+) -> Option<String> {
     let job = seen.get_mut(id)?;
     let action = data["action"].as_str().unwrap_or_default();
     if job.state != "running" {
@@ -130,7 +161,12 @@ fn error(seen: &mut BTreeMap<String, Seen>, id: &str, data: &Value, jobs: &[Back
     let is_read = data["operation"].as_str() == Some("read");
     let policy = if is_read { created.on_source_error } else { created.on_target_error };
     let agrees = match policy {
-        "enospc" | "auto" => action == "stop" || action == "report",
+        // Only a full disk stops the job; which of several errors it was nobody can know.
+        "enospc" | "auto" => match (errors.contains(&NO_SPACE), errors.len()) {
+            (true, 1) => action == "stop",
+            (true, _) => action == "stop" || action == "report",
+            (false, _) => action == "report",
+        },
         other => action == other,
     };
     (!agrees).then(|| format!("an error was met with {action}, its policy is {policy}"))

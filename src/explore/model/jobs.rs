@@ -37,6 +37,8 @@ pub struct BackupRecord {
     pub base: Option<Bounds>,
     /// Whether guests' writes reach the sync bitmap.
     pub recording: bool,
+    /// What guests had put into the source's top layer at its start.
+    pub written: Ranges<bool>,
     /// Written by guests since the start.
     pub since: Bounds,
     /// What has reached the target.
@@ -103,7 +105,7 @@ impl BackupRecord {
             Some("copied more than there was")
         } else if offset > self.most() {
             Some("copied some cluster twice")
-        } else if succeeded && offset < len {
+        } else if succeeded && (offset < len || offset < self.least()) {
             Some("succeeded without having copied all")
         } else {
             None
@@ -116,9 +118,19 @@ impl BackupRecord {
 
     /// Bytes that the job can copy if it copies each cluster once.
     fn most(&self) -> u64 {
+        self.bytes_of(|base| &base.may)
+    }
+
+    /// Bytes that the job has to copy.
+    fn least(&self) -> u64 {
+        if matches!(self.created.sync, "top" | "none") { 0 } else { self.bytes_of(|base| &base.must) }
+    }
+
+    /// Bytes of the clusters that are dirty in this bound of the bitmap, if that decides; else of all.
+    fn bytes_of(&self, bound: impl Fn(&Bounds) -> &Ranges<bool>) -> u64 {
         let by_bitmap = matches!(self.created.sync, "incremental" | "bitmap");
         let wanted = |(start, end): &(u64, u64)| match &self.base {
-            Some(base) if by_bitmap => base.may.any(*start, *end, true),
+            Some(base) if by_bitmap => bound(base).any(*start, *end, true),
             _ => true,
         };
         self.clusters().filter(wanted).count() as u64 * self.created.cluster
@@ -207,17 +219,21 @@ impl BackupRecord {
         }
         match (self.created.sync, &self.base) {
             ("full", _) => Some(self.point.clone()),
-            ("incremental" | "bitmap", Some(base)) => {
-                let mut expected = Image::all(None);
-                for run in base.must.within(0, self.created.length).filter(|run| run.value) {
-                    for piece in self.point.within(run.start, run.end) {
-                        expected.set(piece.start, piece.end - piece.start, piece.value);
-                    }
-                }
-                Some(expected)
-            }
+            ("incremental" | "bitmap", Some(base)) => Some(self.point_within(&base.must)),
+            ("top", _) if self.created.snapshot.is_none() => Some(self.point_within(&self.written)),
             _ => None,
         }
+    }
+
+    /// The point in time where `wanted` is set; the rest is unknown.
+    fn point_within(&self, wanted: &Ranges<bool>) -> Image {
+        let mut expected = Image::all(None);
+        for run in wanted.within(0, self.created.length).filter(|run| run.value) {
+            for piece in self.point.within(run.start, run.end) {
+                expected.set(piece.start, piece.end - piece.start, piece.value);
+            }
+        }
+        expected
     }
 }
 

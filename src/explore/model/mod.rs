@@ -6,12 +6,15 @@
 
 pub mod asked;
 pub mod bitmaps;
+pub mod conduct;
 pub mod disks;
 pub mod events;
 pub mod final_state;
+pub mod given_up;
 pub mod jobs;
 pub mod qcow2_image;
 pub mod ranges;
+mod verdict;
 pub mod violation;
 pub mod watch;
 

@@ -81,6 +81,11 @@ impl Violation {
         Violation { invariant, subject: subject.into(), text }
     }
 
+    /// Whether it is that a run goes on for ever.
+    pub fn is_livelock(&self) -> bool {
+        self.invariant == Invariant::Progress && self.text.contains("livelock?")
+    }
+
     /// Whether two violations are the same one for a shrinker.
     pub fn is_like(&self, other: &Violation) -> bool {
         self.invariant == other.invariant && self.subject == other.subject

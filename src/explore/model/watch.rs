@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::sim::trace::Stamped;
-use crate::sim::{BackupCreated, BitmapDump, Runs, TraceEvent};
+use crate::sim::{BackupCreated, BitmapDump, Nanos, Runs, TraceEvent};
 
 use super::asked::Asked;
-use super::bitmaps::{Bitmaps, Bounds, first_missing};
+use super::bitmaps::{Bitmaps, Bounds};
+use super::conduct::{Conduct, OwnRequest};
 use super::disks::{Disks, Image, first_difference};
-use super::events::judge_events;
-use super::final_state::FinalState;
-use super::jobs::{BackupRecord, Settled, judge_groups};
+use super::given_up::GivenUp;
+use super::jobs::{BackupRecord, Settled};
 use super::ranges::Ranges;
 use super::violation::{Invariant, Violation};
 
@@ -25,12 +25,19 @@ struct Request {
     bytes: u64,
     /// Who is behind it.
     owner: Option<Rc<str>>,
+    /// Reads that had failed when it began.
+    failed_reads: u64,
 }
 
 impl Request {
     /// Whether it leaves data behind.
     fn writes(&self) -> bool {
         matches!(self.operation, "write" | "write-zeroes")
+    }
+
+    /// Whether it is part of copying data from disk to disk.
+    fn copies(&self) -> bool {
+        self.operation == "read" || self.writes()
     }
 
     /// Whether the disk may be another one after it.
@@ -48,31 +55,49 @@ struct Snapshot {
 
 /// Everything known about a run; see the module's text.
 pub struct Watch {
-    disks: Disks,
-    bitmaps: Bitmaps,
-    jobs: Vec<BackupRecord>,
+    pub(super) disks: Disks,
+    pub(super) bitmaps: Bitmaps,
+    pub(super) jobs: Vec<BackupRecord>,
     snapshots: Vec<Snapshot>,
     requests: BTreeMap<u64, Request>,
     /// Error numbers that devices gave.
-    device_errors: BTreeSet<i32>,
+    pub(super) device_errors: BTreeSet<i32>,
     /// Guests' requests that failed: disk, operation, offset, errno.
-    guest_errors: Vec<(Rc<str>, &'static str, u64, i32)>,
-    found: Vec<Violation>,
+    pub(super) guest_errors: Vec<(Rc<str>, &'static str, u64, i32)>,
+    pub(super) found: Vec<Violation>,
     /// Abstract states that the run went through.
     pub coverage: BTreeSet<u64>,
     /// Pairs of a job's state (highest byte) and a device operation that ended in it (the rest).
     pub cells: BTreeSet<u64>,
-    killed: bool,
+    pub(super) killed: bool,
     /// The machine ended in order and none was started since.
-    closed: bool,
+    pub(super) closed: bool,
     /// Only machines change the images.
-    own_images: bool,
+    pub(super) own_images: bool,
     /// Some filter keeps, or kept, a snapshot.
-    opened_snapshot: bool,
+    pub(super) opened_snapshot: bool,
+    /// How each job goes about its work.
+    pub(super) conduct: Vec<Conduct>,
+    /// Nodes in drained sections, each as often as it is in one.
+    drained: Vec<Rc<str>>,
+    /// Drained sections of all nodes.
+    all_drained: u32,
+    /// Reads that have failed so far.
+    pub(super) failed_reads: u64,
+    /// What readers of snapshots have given up.
+    given_up: GivenUp,
+    /// All snapshots keep all of their disks.
+    pub(super) all_whole: bool,
+    /// Writes beneath which one has failed, so that they must fail too.
+    must_fail: BTreeSet<u64>,
+    /// A failure went by without notice, so that clusters may be lost.
+    pub(super) may_leak: bool,
 }
 
-/// ETIMEDOUT.
-const TIMED_OUT: i32 = 110;
+const NOT_PERMITTED: i32 = 1;
+const NO_ACCESS: i32 = 13;
+const BUSY: i32 = 16;
+const NO_MEDIUM: i32 = 123;
 
 impl Watch {
     /// Nothing seen yet; whether fresh disks read as zeros, and whether only machines change images.
@@ -92,6 +117,14 @@ impl Watch {
             closed: false,
             own_images,
             opened_snapshot: false,
+            conduct: Vec::new(),
+            drained: Vec::new(),
+            all_drained: 0,
+            failed_reads: 0,
+            given_up: GivenUp::new(),
+            all_whole: true,
+            must_fail: BTreeSet::new(),
+            may_leak: false,
         }
     }
 
@@ -104,13 +137,17 @@ impl Watch {
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
             TraceEvent::RequestBegin { id, node, operation, offset, bytes } => {
                 let (node, owner) = (node.clone(), stamped.owner.clone());
-                let request = Request { node, offset: *offset, bytes: *bytes, operation, owner };
-                self.request_begins(*id, request);
+                let (offset, bytes, failed_reads) = (*offset, *bytes, self.failed_reads);
+                let request = Request { node, offset, bytes, operation, owner, failed_reads };
+                self.request_begins(*id, request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
-            TraceEvent::SnapshotOpened { filter, source } => self.snapshot_opens(filter, source),
+            TraceEvent::SnapshotOpened { filter, source, whole } => {
+                self.all_whole &= whole;
+                self.snapshot_opens(filter, source);
+            }
             TraceEvent::SnapshotRead { filter, offset, content } => self.snapshot_read(filter, *offset, content),
-            TraceEvent::BackupCreated(created) => self.backup_created(created),
+            TraceEvent::BackupCreated(created) => self.backup_created(created, stamped.time),
             TraceEvent::BackupSettled { job, success, bitmap } => self.backup_settled(job, *success, bitmap),
             TraceEvent::JobStatus { id, status } => self.job_status(id, status),
             TraceEvent::JobEnded { id, len, offset, cancelled, failed } => {
@@ -121,9 +158,16 @@ impl Watch {
             }
             TraceEvent::Bitmaps { command, arguments, succeeded, list } => {
                 let asked = Asked::read(command, arguments, *succeeded);
-                let (disks, trusted) = (&self.disks, self.device_errors.is_empty());
+                if let Some((disk, size)) = &asked.resized {
+                    self.disks.cut(disk, *size);
+                }
+                let (disks, trusted) = (&self.disks, self.own_images && self.device_errors.is_empty());
                 self.bitmaps.adopt(list, &asked, |disk| disks.settled_image(disk), trusted, &mut self.found);
             }
+            TraceEvent::JobCommand { command, id, speed, succeeded } => {
+                self.job_command(command, id, (*speed, *succeeded), stamped.time);
+            }
+            TraceEvent::Drained { node, begins } => self.drain(node.as_ref(), *begins),
             TraceEvent::Killed => self.killed(),
             TraceEvent::ShutDown => self.shut_down(),
             TraceEvent::QmpEvent { .. }
@@ -134,18 +178,36 @@ impl Watch {
     }
 
     fn guest_begins(&mut self, id: u64, disk: &Rc<str>, operation: &'static str, range: (u64, u64), content: &Runs) {
+        if self.all_drained > 0 {
+            let text = format!("a guest's {operation} of disk {disk} begins while all nodes are drained");
+            self.found.push(Violation::new(Invariant::Guest, disk, text));
+        }
         self.disks.begin(id, disk, operation, range, content);
     }
 
     fn guest_ends(&mut self, id: u64, error: i32, content: &Runs) {
         let Some(request) = self.disks.end(id, error, content, &mut self.found) else { return };
         if error != 0 {
+            self.judge_refusal(&request.disk, request.operation, (request.offset, request.end), error);
             self.guest_errors.push((request.disk.clone(), request.operation, request.offset, error));
         }
         self.cover(1);
     }
 
-    fn request_begins(&mut self, id: u64, request: Request) {
+    /// A reader of a snapshot is refused only what some reader has given up, unless the snapshot is broken.
+    fn judge_refusal(&mut self, disk: &Rc<str>, operation: &str, (start, end): (u64, u64), error: i32) {
+        let is_snapshot = self.opened_snapshot && self.all_whole && !self.disks.is_written(disk);
+        let may_be_broken = self.device_errors.iter().any(|error| *error != NO_ACCESS);
+        if (operation, error) != ("read", NO_ACCESS) || !is_snapshot || may_be_broken {
+            return;
+        }
+        if !self.given_up.has(start, end) {
+            let text = format!("a reader of {disk} is refused bytes {start} to {end}, which nobody has given up");
+            self.found.push(Violation::new(Invariant::Fleecing, disk, text));
+        }
+    }
+
+    fn request_begins(&mut self, id: u64, request: Request, now: Nanos) {
         self.closed = false;
         if request.changes() {
             self.bitmaps.attempt(&request.node, request.offset, request.bytes);
@@ -158,11 +220,100 @@ impl Watch {
             let text = format!("job {} is {state}, but goes on to copy", job.created.job);
             self.found.push(Violation::new(Invariant::LifeCycle, &job.created.job, text));
         }
+        let own = self.jobs.iter().filter(|job| job.copies_with(&request.node, &request.owner));
+        for job in own {
+            let reads = request.operation == "read";
+            let begins_copy = (reads && *request.node == *job.created.source) || request.operation == "write-zeroes";
+            let own = OwnRequest { begins_copy, bytes: request.bytes };
+            if let Some(conduct) = conduct_of(&mut self.conduct, &job.created.job).filter(|_| request.copies()) {
+                conduct.begins(own, now, &mut self.found);
+            }
+        }
+        let range = (request.offset, request.offset + request.bytes);
+        if request.operation == "read" {
+            self.given_up.read(id, &request.node, range);
+        } else if request.operation == "discard" && !self.disks.is_written(&request.node) {
+            let meets = |other: &Request| other.operation == "read" && other.node == request.node;
+            let overlaps = |other: &Request| other.offset < range.1 && range.0 < other.offset + other.bytes;
+            let open = self.requests.iter().filter(|(_, other)| meets(other) && overlaps(other));
+            self.given_up.discard(id, &request.node, range, open.map(|(id, _)| *id).collect());
+        }
+        if request.operation != "flush" && self.drained.contains(&request.node) {
+            let text = format!("a {} of node {} begins in a drained section of it", request.operation, request.node);
+            self.found.push(Violation::new(Invariant::Guest, &request.node, text));
+        }
         self.requests.insert(id, request);
+    }
+
+    /// Follows a failed write up to who has asked for it.
+    fn follow_failure(&mut self, id: u64, done: &Request, error: i32) {
+        if error == 0 {
+            self.may_leak |= self.must_fail.remove(&id);
+            return;
+        }
+        let asked = self.must_fail.remove(&id);
+        let above: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, other)| other.writes() && other.owner == done.owner)
+            .map(|(id, _)| *id)
+            .collect();
+        self.may_leak |= !done.writes() || (above.is_empty() && !asked);
+        self.must_fail.extend(above);
+    }
+
+    /// Whether a request that failed had come so far that the disk may be another one: it was neither refused
+    /// beforehand, nor was it the reading of what is around it that failed, nor a piece of it that came before the rest.
+    fn has_tried(&self, done: &Request, error: i32) -> bool {
+        const BLOCK: u64 = 4096;
+        let refused = matches!(error, NOT_PERMITTED | BUSY | NO_MEDIUM);
+        let whole = done.operation != "write-zeroes" || (done.offset | done.bytes) % BLOCK == 0;
+        !refused && whole && done.failed_reads == self.failed_reads
+    }
+
+    /// A drained section of a node, or of all, has begun or is about to end.
+    fn drain(&mut self, node: Option<&Rc<str>>, begins: bool) {
+        if begins {
+            self.conduct.iter_mut().for_each(Conduct::drained);
+        }
+        let Some(node) = node else {
+            self.all_drained = if begins { self.all_drained + 1 } else { self.all_drained.saturating_sub(1) };
+            return;
+        };
+        if !begins {
+            if let Some(at) = self.drained.iter().position(|other| other == node) {
+                self.drained.remove(at);
+            }
+            return;
+        }
+        let still = self.requests.values().find(|request| request.node == *node && request.operation != "flush");
+        if let Some(request) = still {
+            let text = format!("node {node} counts as drained with a {} of it under way", request.operation);
+            self.found.push(Violation::new(Invariant::Guest, node, text));
+        }
+        self.drained.push(node.clone());
+    }
+
+    fn job_command(
+        &mut self,
+        command: &'static str,
+        id: &str,
+        (speed, succeeded): (Option<u64>, Option<bool>),
+        now: Nanos,
+    ) {
+        let Some(conduct) = conduct_of(&mut self.conduct, id) else { return };
+        conduct.command(command, speed, succeeded, now);
+        let group = conduct.group();
+        for other in self.conduct.iter_mut().filter(|other| other.group() == group && !other.is_of(id)) {
+            other.command_of_group(command);
+        }
     }
 
     fn request_ends(&mut self, id: u64, error: i32) {
         let Some(done) = self.requests.remove(&id) else { return };
+        self.given_up.ended(id);
+        self.failed_reads += u64::from(error != 0 && done.operation == "read");
+        self.follow_failure(id, &done, error);
         self.cover_operation(&done, error);
         if done.changes() {
             // Bits are set when a request is over, also for one that failed half-way.
@@ -170,11 +321,17 @@ impl Watch {
             for job in unsettled(&mut self.jobs, &done.node) {
                 job.since.may.set(done.offset, done.bytes, true);
             }
-            if error == 0 {
+            // A driver that has failed may have written all the same.
+            if error == 0 || self.has_tried(&done, error) {
                 self.bitmaps.change(&done.node, done.offset, done.bytes);
                 for job in unsettled(&mut self.jobs, &done.node) {
                     job.since.must.set(done.offset, done.bytes, true);
                 }
+            }
+        }
+        for job in self.jobs.iter().filter(|job| done.copies() && job.copies_with(&done.node, &done.owner)) {
+            if let Some(conduct) = conduct_of(&mut self.conduct, &job.created.job) {
+                conduct.ends(done.operation == "read", error);
             }
         }
         if error != 0 {
@@ -201,13 +358,19 @@ impl Watch {
 
     fn snapshot_read(&mut self, filter: &Rc<str>, offset: u64, content: &Runs) {
         let Some(snapshot) = self.snapshots.iter().find(|snapshot| snapshot.filter == *filter) else { return };
-        if let Some(difference) = first_difference(&snapshot.image, offset, content) {
+        let blurred = (!self.given_up.is_quiet()).then(|| {
+            let mut image = snapshot.image.clone();
+            self.given_up.blur(&mut image);
+            image
+        });
+        if let Some(difference) = first_difference(blurred.as_ref().unwrap_or(&snapshot.image), offset, content) {
             let text = format!("a reader of the snapshot of disk {} got {difference}", snapshot.source);
             self.found.push(Violation::new(Invariant::Fleecing, &snapshot.source, text));
         }
     }
 
-    fn backup_created(&mut self, created: &Rc<BackupCreated>) {
+    fn backup_created(&mut self, created: &Rc<BackupCreated>, now: Nanos) {
+        self.conduct.push(Conduct::new(created.clone(), now));
         for earlier in self.jobs.iter_mut().filter(|job| job.created.target == created.target) {
             earlier.overwritten = true;
         }
@@ -219,6 +382,7 @@ impl Watch {
             point: self.point_in_time(created),
             base,
             recording: dump.is_some_and(|dump| dump.recording),
+            written: self.disks.written(&created.source),
             since: Bounds::none(),
             copied: Ranges::all(false),
             settled: None,
@@ -250,12 +414,16 @@ impl Watch {
             for request in self.requests.values().filter(|one| one.changes() && one.node == job.created.source) {
                 coming.may.set(request.offset, request.bytes, true);
             }
-            self.bitmaps.give_back(dump, &coming, self.disks.settled_image(&job.created.source));
+            let seen = self.disks.settled_image(&job.created.source);
+            self.bitmaps.give_back(dump, &coming, seen, &mut self.found);
         }
     }
 
     fn job_status(&mut self, id: &str, status: &'static str) {
         let found = &mut self.found;
+        if let Some(conduct) = conduct_of(&mut self.conduct, id) {
+            conduct.go_to(status, found);
+        }
         if let Some(job) = live(&mut self.jobs, id)
             && status != "created"
         {
@@ -285,6 +453,8 @@ impl Watch {
     }
 
     fn end_process(&mut self, killed: bool) {
+        self.conduct.iter_mut().for_each(Conduct::machine_ended);
+        (self.all_drained, self.drained) = (0, Vec::new());
         self.bitmaps.end_process(killed);
         if !self.own_images {
             self.bitmaps.forget_stored();
@@ -340,168 +510,16 @@ impl Watch {
         let names: BTreeSet<Rc<str>> = disks.chain(targets).collect();
         names.into_iter().collect()
     }
-
-    /// Judges the whole run; `state` is what the machine left, if it still ran.
-    pub fn finish(&mut self, state: Option<&FinalState>) -> Vec<Violation> {
-        let mut found = std::mem::take(&mut self.found);
-        for job in &self.jobs {
-            job.judge_bitmap(&mut found);
-        }
-        judge_groups(&self.jobs, &mut found);
-        self.judge_guests(&mut found);
-        if let Some(state) = state {
-            self.judge_targets(state, &mut found);
-            self.judge_disks(state, &mut found);
-            self.judge_bitmaps(state, &mut found);
-            self.judge_leftovers(state, &mut found);
-            self.judge_progress(state, &mut found);
-            judge_events(&state.events, &self.jobs, &mut found);
-        }
-        found
-    }
-
-    /// Whether images are closed in order, by a machine whose devices never failed.
-    pub fn is_closed(&self) -> bool {
-        self.closed && self.device_errors.is_empty() && !self.killed
-    }
-
-    /// Jobs and requests that had all the time of the world and are not over.
-    fn judge_progress(&self, state: &FinalState, found: &mut Vec<Violation>) {
-        for (id, status) in &state.jobs {
-            let endless = self.jobs.iter().any(|job| job.created.job == *id && job.created.sync == "none");
-            if matches!(*status, "created" | "running" | "aborting") && !endless {
-                let text = format!("job {id} is {status} and nothing happens any more");
-                found.push(Violation::new(Invariant::Progress, id, text));
-            }
-        }
-        for request in self.disks.unanswered() {
-            let text = format!(
-                "a guest's {} of disk {} at byte {} is never answered",
-                request.operation, request.disk, request.offset
-            );
-            found.push(Violation::new(Invariant::Progress, &request.disk, text));
-        }
-    }
-
-    fn judge_guests(&self, found: &mut Vec<Violation>) {
-        for (disk, operation, offset, error) in &self.guest_errors {
-            // A filter with a time limit fails a write that had to wait too long.
-            let timed_out = *error == TIMED_OUT && self.opened_snapshot;
-            if !self.device_errors.contains(error) && !self.killed && !timed_out {
-                let text = format!(
-                    "a guest's {operation} of disk {disk} at byte {offset} failed with errno {error}, which no device gave"
-                );
-                found.push(Violation::new(Invariant::Guest, disk, text));
-            }
-        }
-    }
-
-    fn judge_targets(&self, state: &FinalState, found: &mut Vec<Violation>) {
-        for job in &self.jobs {
-            let (Some(expected), Some(content)) = (job.expected_target(), state.content.get(&job.created.target))
-            else {
-                continue;
-            };
-            let created = &job.created;
-            if let Some(difference) = first_difference(&expected, 0, content) {
-                let text = format!(
-                    "job {} (sync {}) succeeded, but cluster {} of target {} holds {difference}",
-                    created.job,
-                    created.sync,
-                    difference.at / created.cluster,
-                    created.target
-                );
-                found.push(Violation::new(Invariant::PointInTime, &created.job, text));
-            } else if self.chain_is_complete(job, state)
-                && let Some(difference) = first_difference(&job.point, 0, content)
-            {
-                let text = format!(
-                    "target {} over its chain holds {difference}, so job {} can't be restored",
-                    created.target, created.job
-                );
-                found.push(Violation::new(Invariant::RestoreChain, &created.job, text));
-            }
-        }
-    }
-
-    /// Whether the target's backing file is a successful backup of the same disk, and the job's bitmap had to
-    /// hold everything that changed since: then the two together must restore the disk.
-    fn chain_is_complete(&self, job: &BackupRecord, state: &FinalState) -> bool {
-        let (Some(base), Some(below)) = (&job.base, state.backing.get(&job.created.target)) else { return false };
-        let earlier = self.jobs.iter().find(|other| {
-            other.created.target == *below && other.created.source == job.created.source && !other.overwritten
-        });
-        let Some(earlier) = earlier.filter(|earlier| earlier.succeeded == Some(true)) else { return false };
-        let is_whole = earlier.created.sync == "full" || self.chain_is_complete(earlier, state);
-        let length = job.created.length;
-        is_whole
-            && job.point.within(0, length).all(|run| {
-                let changed = |old: super::ranges::Stretch<Option<u8>>| old.value != run.value;
-                let mut old = earlier.point.within(run.start, run.end);
-                old.all(|old| !changed(old) || base.must.has_all(old.start, old.end, true))
-            })
-    }
-
-    fn judge_disks(&self, state: &FinalState, found: &mut Vec<Violation>) {
-        for (disk, image) in self.disks.all().filter(|(disk, _)| self.disks.is_quiet(disk)) {
-            let Some(content) = state.content.get(disk) else { continue };
-            if let Some(difference) = first_difference(image, 0, content) {
-                let text = format!("disk {disk} holds {difference} though its guest was told otherwise");
-                found.push(Violation::new(Invariant::Guest, disk, text));
-            }
-        }
-    }
-
-    fn judge_bitmaps(&self, state: &FinalState, found: &mut Vec<Violation>) {
-        for dump in &state.bitmaps {
-            let Some(followed) = self.bitmaps.get(&dump.node, &dump.name) else { continue };
-            if !followed.recording || dump.busy {
-                continue;
-            }
-            let mut must = followed.bounds.must.clone();
-            if let Some(content) = state.content.get(&dump.node) {
-                must.add(&changed_bytes(&followed.seen, content), dump.size);
-            }
-            if let Some(at) = first_missing(dump, &must, dump.size) {
-                let cluster = at / dump.granularity;
-                let text =
-                    format!("bitmap {} of disk {} lacks cluster {cluster}, which was written", dump.name, dump.node);
-                found.push(Violation::new(Invariant::NoLostWrite, &dump.name, text));
-            }
-        }
-    }
-
-    fn judge_leftovers(&self, state: &FinalState, found: &mut Vec<Violation>) {
-        if !state.jobs.is_empty() {
-            return;
-        }
-        let busy = state.bitmaps.iter().filter(|dump| dump.busy).map(|dump| ("a busy bitmap", &dump.name));
-        let filters = state.stray_filters.iter().map(|name| ("the filter", name));
-        let blocked = state.blocked.iter().map(|name| ("an operation blocker on", name));
-        let anonymous = state.stray_bitmaps.iter().map(|name| ("an anonymous bitmap of", name));
-        for (what, name) in busy.chain(filters).chain(blocked).chain(anonymous) {
-            let text = format!("no job is left, but {what} {name} is");
-            found.push(Violation::new(Invariant::LifeCycle, name, text));
-        }
-    }
-}
-
-/// Where `content` is certainly not what `image` had.
-fn changed_bytes(image: &Image, content: &Runs) -> Ranges<bool> {
-    let mut changed = Ranges::all(false);
-    let mut at = 0;
-    for (bytes, found) in content {
-        for run in image.within(at, at + bytes).filter(|run| run.value.is_some_and(|value| value != *found)) {
-            changed.set(run.start, run.end - run.start, true);
-        }
-        at += bytes;
-    }
-    changed
 }
 
 /// The newest job called `id`, unless it is gone.
 fn live<'a>(jobs: &'a mut [BackupRecord], id: &str) -> Option<&'a mut BackupRecord> {
     jobs.iter_mut().rev().find(|job| &*job.created.job == id && job.states.last() != Some(&"null"))
+}
+
+/// The conduct of the newest job called `id`, unless it is gone.
+fn conduct_of<'a>(conduct: &'a mut [Conduct], id: &str) -> Option<&'a mut Conduct> {
+    conduct.iter_mut().rev().find(|conduct| conduct.is_of(id) && conduct.is_live())
 }
 
 /// The jobs on `disk` that have not yet given up their bitmap.

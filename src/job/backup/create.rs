@@ -237,6 +237,9 @@ fn announce(job: &Job, target: &Node, options: &BackupOptions) {
             on_target_error: options.on_target_error.name(),
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
+            speed: options.speed.unsigned_abs(),
+            workers: backup.max_workers,
+            max_chunk: backup.max_chunk,
         }))
     });
 }

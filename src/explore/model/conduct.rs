@@ -1,0 +1,346 @@
+//! How each backup job goes about its work: what it was asked to do and when, how fast, with how many hands.
+//!
+//! Judged by the requests that the job itself makes and by its events. A request is the job's own when its owner is,
+//! so what guests copy before they write never counts.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use serde_json::Value;
+
+use crate::sim::{BackupCreated, Nanos};
+
+use super::violation::{Invariant, Violation};
+
+/// What a request of a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnRequest {
+    /// It is the first of a cluster's copy: reads the source, or zeroes the target at once.
+    pub begins_copy: bool,
+    /// Its length, bytes.
+    pub bytes: u64,
+}
+
+/// Why a job must come to a stop, and how many copies it has begun since.
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    why: &'static str,
+    begun: u32,
+}
+
+/// The conduct of one job.
+#[derive(Clone, Debug)]
+pub struct Conduct {
+    created: Rc<BackupCreated>,
+    /// Bytes per second; 0: unlimited.
+    speed: u64,
+    /// When that speed was set, and what the job has begun to copy since.
+    since: (Nanos, u64),
+    /// The largest request, bytes.
+    largest: u64,
+    /// Requests under way.
+    under_way: u32,
+    asked: Option<Stop>,
+    failed: Option<Stop>,
+    /// It is paused on its user's wish, as far as that is known.
+    user_paused: bool,
+    /// Somebody may finalize it.
+    may_finalize: bool,
+    /// Somebody may make it go.
+    may_go: bool,
+    /// Directions in which its own requests have failed: true is reading.
+    failures: BTreeSet<bool>,
+    /// A pause or a drain may have ended a call, whatever failed in which is then tried again.
+    interrupted: bool,
+    state: &'static str,
+    /// It left the machine though nobody made it go: only right when the machine ends.
+    went_unasked: bool,
+}
+
+/// Copies that a job may still begin when it has been told to stop: one was decided upon.
+const DECIDED: u32 = 1;
+/// A slice of the rate limit, ns (`BLOCK_JOB_SLICE_TIME`).
+const SLICE: u128 = 100_000_000;
+
+impl Conduct {
+    /// A job that has just been made.
+    pub fn new(created: Rc<BackupCreated>, now: Nanos) -> Conduct {
+        Conduct {
+            speed: created.speed,
+            since: (now, 0),
+            created,
+            largest: 0,
+            under_way: 0,
+            asked: None,
+            failed: None,
+            user_paused: false,
+            may_finalize: false,
+            may_go: false,
+            failures: BTreeSet::new(),
+            interrupted: false,
+            state: "created",
+            went_unasked: false,
+        }
+    }
+
+    fn violation(&self, text: &str) -> Violation {
+        let job = &self.created.job;
+        Violation::new(Invariant::LifeCycle, job, format!("job {job} {text}"))
+    }
+
+    /// Whether the job is there.
+    pub fn is_live(&self) -> bool {
+        self.state != "null"
+    }
+
+    /// Whether it is that job.
+    pub fn is_of(&self, id: &str) -> bool {
+        *self.created.job == *id
+    }
+
+    /// The user wants something of it, or got it.
+    pub fn command(&mut self, command: &'static str, speed: Option<u64>, succeeded: Option<bool>, now: Nanos) {
+        match (command, succeeded) {
+            ("job-set-speed", Some(true)) => (self.speed, self.since) = (speed.unwrap_or(self.speed), (now, 0)),
+            ("job-set-speed", _) => self.since = (now, 0),
+            ("job-finalize", None) => self.may_finalize = true,
+            ("job-dismiss", None) => self.may_go = true,
+            ("job-cancel", None) => (self.may_finalize, self.may_go) = (true, true),
+            ("job-resume", None) => (self.asked, self.user_paused) = (None, false),
+            ("job-pause" | "job-cancel", Some(true)) if self.asked.is_none() || command == "job-cancel" => {
+                self.user_paused = command == "job-pause";
+                self.asked = Some(Stop { why: command, begun: 0 });
+            }
+            _ => {}
+        }
+    }
+
+    /// A member of its group may be finalized, or is cancelled: so is this job.
+    pub fn command_of_group(&mut self, command: &str) {
+        self.may_finalize |= matches!(command, "job-finalize" | "job-cancel");
+        if command == "job-cancel" {
+            (self.asked, self.user_paused) = (None, false);
+        }
+    }
+
+    /// A drained section begins somewhere: the job may have been paused for it.
+    pub fn drained(&mut self) {
+        self.interrupted |= self.state != "created";
+        self.failed = None;
+    }
+
+    /// The job goes to another state.
+    pub fn go_to(&mut self, next: &'static str, found: &mut Vec<Violation>) {
+        let last = std::mem::replace(&mut self.state, next);
+        if next == "paused" {
+            self.drained();
+        }
+        if (last, next) == ("pending", "concluded") && !self.created.auto_finalize && !self.may_finalize {
+            found.push(self.violation("was finalized though nobody asked for that"));
+        }
+        let was_started = matches!(last, "concluded") && !self.created.auto_dismiss;
+        self.went_unasked |= was_started && next == "null" && !self.may_go;
+    }
+
+    /// One of its own requests begins.
+    pub fn begins(&mut self, request: OwnRequest, now: Nanos, found: &mut Vec<Violation>) {
+        self.under_way += 1;
+        self.largest = self.largest.max(request.bytes);
+        let created = self.created.clone();
+        if self.under_way > created.workers {
+            let text =
+                format!("copies {} areas at once, though it may have {} workers", self.under_way, created.workers);
+            found.push(self.violation(&text));
+        }
+        if created.max_chunk > 0 && request.bytes > created.max_chunk.next_multiple_of(created.cluster) {
+            let text = format!("copies {} bytes at once, its max-chunk is {}", request.bytes, created.max_chunk);
+            found.push(self.violation(&text));
+        }
+        if !request.begins_copy {
+            return;
+        }
+        for stop in [self.asked.as_mut(), self.failed.as_mut()].into_iter().flatten() {
+            stop.begun += 1;
+            if stop.begun == DECIDED + 1 {
+                let text = format!("job {} goes on to copy after {}", created.job, stop.why);
+                found.push(Violation::new(Invariant::LifeCycle, &created.job, text));
+            }
+        }
+        self.since.1 += request.bytes;
+        self.judge_speed(now, found);
+    }
+
+    /// No window of time has room for more than its share, an overdrawn slice at either end, and what was decided
+    /// upon at these.
+    fn judge_speed(&mut self, now: Nanos, found: &mut Vec<Violation>) {
+        let (start, bytes) = self.since;
+        let share = |time: u128| u128::from(self.speed) * time / 1_000_000_000;
+        let most = share(u128::from(now - start)) + 2 * share(SLICE) + 4 * u128::from(self.largest);
+        if self.speed > 0 && u128::from(bytes) > most {
+            let text = format!("copies {bytes} bytes in {} ms, its speed is {}", (now - start) / 1_000_000, self.speed);
+            found.push(self.violation(&text));
+            self.since = (now, 0);
+        }
+    }
+
+    /// One of its own requests has ended, and failed or not.
+    pub fn ends(&mut self, reads: bool, error: i32) {
+        self.under_way = self.under_way.saturating_sub(1);
+        if error == 0 {
+            return;
+        }
+        self.failures.insert(reads);
+        let policy = if reads { self.created.on_source_error } else { self.created.on_target_error };
+        if policy == "report" && !self.interrupted && self.failed.is_none() {
+            self.failed = Some(Stop { why: "a failure that its policy reports", begun: 0 });
+        }
+    }
+
+    /// Judges what it has told of its failures; `events` are all of the machine's, `ended` is how it ended.
+    pub fn judge_told(&self, events: &[(&'static str, Value)], ended: Option<bool>, found: &mut Vec<Violation>) {
+        let is_own = |(name, data): &&(&str, Value)| {
+            *name == "BLOCK_JOB_ERROR" && data["device"].as_str() == Some(&self.created.job)
+        };
+        let mut told = events.iter().filter(is_own).peekable();
+        let must_tell = ended == Some(true) && !self.failures.is_empty() && !self.interrupted;
+        if must_tell && told.peek().is_none() {
+            found.push(self.violation("told nobody that its copying failed"));
+        }
+        for (_, data) in told {
+            let reads = data["operation"].as_str() == Some("read");
+            if !self.failures.contains(&reads) {
+                let what = if reads { "reading" } else { "writing" };
+                found.push(self.violation(&format!("told that {what} failed, which it did not")));
+            }
+        }
+    }
+
+    /// Judges where it stands when it had all the time of the world; `group` are the states of the other members.
+    pub fn judge_rest(&self, state: &str, group: &[&str], found: &mut Vec<Violation>) {
+        if self.user_paused && !matches!(state, "paused" | "concluded" | "waiting" | "pending") {
+            found.push(self.violation(&format!("was told to pause, and is {state}")));
+        }
+        let works = |other: &&str| matches!(*other, "created" | "running" | "paused");
+        if state == "waiting" && !group.iter().any(works) {
+            found.push(self.violation("waits, though all of its group are done"));
+        }
+        if state == "pending" && self.created.auto_finalize && group.is_empty() {
+            found.push(self.violation("is pending, though it finalizes by itself"));
+        }
+    }
+
+    /// Whether it belongs to a group.
+    pub fn group(&self) -> Option<u64> {
+        self.created.group
+    }
+
+    /// It went though nobody made it go, and the machine did not end.
+    pub fn judge_end(&self, found: &mut Vec<Violation>) {
+        if self.went_unasked {
+            found.push(self.violation("was dismissed though nobody asked for that"));
+        }
+    }
+
+    /// The machine ended: jobs go with it.
+    pub fn machine_ended(&mut self) {
+        self.went_unasked = false;
+        self.state = "null";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: u64 = 65536;
+    const SECOND: Nanos = 1_000_000_000;
+
+    fn conduct(speed: u64) -> Conduct {
+        let created = BackupCreated {
+            job: "job0".into(),
+            source: "disk".into(),
+            target: "target".into(),
+            sync: "full",
+            mode: "never",
+            bitmap: None,
+            snapshot: None,
+            cluster: CLUSTER,
+            length: 64 * CLUSTER,
+            group: None,
+            on_source_error: "report",
+            on_target_error: "report",
+            auto_finalize: false,
+            auto_dismiss: false,
+            speed,
+            workers: 1,
+            max_chunk: CLUSTER,
+        };
+        let mut conduct = Conduct::new(Rc::new(created), 0);
+        conduct.go_to("running", &mut Vec::new());
+        conduct
+    }
+
+    /// Copies a cluster at each of these times, ns; how often that was wrong.
+    fn copies(conduct: &mut Conduct, times: impl Iterator<Item = Nanos>) -> usize {
+        let mut found = Vec::new();
+        for now in times {
+            conduct.begins(OwnRequest { begins_copy: true, bytes: CLUSTER }, now, &mut found);
+            conduct.ends(true, 0);
+        }
+        found.len()
+    }
+
+    #[test]
+    fn a_job_is_as_fast_as_it_may_be() {
+        assert_eq!(copies(&mut conduct(CLUSTER), (0..20).map(|second| second * SECOND)), 0);
+        assert_eq!(copies(&mut conduct(0), (0..20).map(|_| 0)), 0);
+        assert!(copies(&mut conduct(CLUSTER), (0..20).map(|_| 0)) > 0);
+    }
+
+    #[test]
+    fn a_job_that_is_told_to_stop_begins_one_more_copy_at_most() {
+        for command in ["job-pause", "job-cancel"] {
+            let mut job = conduct(0);
+            job.command(command, None, None, 0);
+            job.command(command, None, Some(true), 0);
+            assert_eq!(copies(&mut job, std::iter::once(1)), 0);
+            assert_eq!(copies(&mut job, std::iter::once(2)), 1, "{command}");
+        }
+        let mut resumed = conduct(0);
+        resumed.command("job-pause", None, Some(true), 0);
+        resumed.command("job-resume", None, None, 0);
+        assert_eq!(copies(&mut resumed, 0..9), 0);
+    }
+
+    #[test]
+    fn a_job_waits_until_it_is_asked() {
+        for asks in [false, true] {
+            let (mut job, mut found) = (conduct(0), Vec::new());
+            if asks {
+                job.command("job-finalize", None, None, 0);
+                job.command("job-dismiss", None, None, 0);
+            }
+            for state in ["waiting", "pending", "concluded", "null"] {
+                job.go_to(state, &mut found);
+            }
+            job.judge_end(&mut found);
+            assert_eq!(found.len(), if asks { 0 } else { 2 }, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_of_its_own_is_told() {
+        let (mut job, mut found) = (conduct(0), Vec::new());
+        copies(&mut job, std::iter::once(0));
+        job.begins(OwnRequest { begins_copy: false, bytes: CLUSTER }, 0, &mut found);
+        job.ends(false, 5);
+        let told = |operation: &str| {
+            [("BLOCK_JOB_ERROR", serde_json::json!({"device": "job0", "operation": operation, "action": "report"}))]
+        };
+        job.judge_told(&told("write"), Some(true), &mut found);
+        assert!(found.is_empty(), "{found:?}");
+        job.judge_told(&told("read"), Some(true), &mut found);
+        job.judge_told(&[], Some(true), &mut found);
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+}
