@@ -211,18 +211,15 @@ impl Machine {
             read_only: Some(false),
             ..CommonOptions::default()
         };
-        if options.sync == SyncMode::None {
-            self.share_backing(&mut open, source);
+        let shared = options.sync != SyncMode::None || share_backing(&mut open, source);
+        let target = block.open(&open).await?;
+        if shared {
+            return Ok(target);
         }
-        Ok(block.open(&open).await?)
-    }
-
-    /// A fleecing target reads from the source node itself, not from its file.
-    fn share_backing(&self, open: &mut OpenOptions, source: &Node) {
-        use crate::block::open::{BackingRef, ChildRef, DriverOptions};
-        if let DriverOptions::Qcow2 { backing, .. } = &mut open.driver {
-            *backing = BackingRef::Given(ChildRef::Name(source.name.to_string()));
-        }
+        let driver = target.driver_name().unwrap_or_default();
+        let refusal = format!("Driver '{driver}' of node '{}' does not support backing files", target.name);
+        block.unref(target.id).await;
+        Err(refusal.into())
     }
 
     async fn create_target(
@@ -249,6 +246,18 @@ impl Machine {
         let (block_of_job, filename, is_qcow2) = (block.clone(), filename.to_owned(), format == "qcow2");
         let made = async move { crate::job::create_image(&block_of_job, &filename, is_qcow2, &options).await };
         block.sim.run_coroutine("create image", made).await.map_err(QmpError::from)
+    }
+}
+
+/// A fleecing target reads from the source node itself, not from its file. False: its format has no backing files.
+fn share_backing(open: &mut OpenOptions, source: &Node) -> bool {
+    use crate::block::open::{BackingRef, ChildRef, DriverOptions};
+    match &mut open.driver {
+        DriverOptions::Qcow2 { backing, .. } => {
+            *backing = BackingRef::Given(ChildRef::Name(source.name.to_string()));
+            true
+        }
+        _ => false,
     }
 }
 
