@@ -47,13 +47,18 @@ impl Block {
         Ok(node)
     }
 
+    /// What drivers say of a negative size (`parse_option_size`).
+    pub(super) fn negative_size(&self, name: &str, size: i64) -> String {
+        match self.quirks.strtosz_strict {
+            true => format!("Value '{size}' is out of range for parameter '{name}'"),
+            false => format!("Parameter '{name}' expects a non-negative number below 2^64"),
+        }
+    }
+
     /// What blkdebug looks at before it opens its image.
     fn check_blkdebug_options(&self, spec: &BlkdebugOptions) -> Result<(), String> {
         if let Some((name, Some(value))) = spec.limits().into_iter().find(|(_, value)| value.is_some_and(|n| n < 0)) {
-            return Err(match self.quirks.strtosz_strict {
-                true => format!("Value '{value}' is out of range for parameter '{name}'"),
-                false => format!("Parameter '{name}' expects a non-negative number below 2^64"),
-            });
+            return Err(self.negative_size(name, value));
         }
         match spec.config.as_deref().map(|name| self.host.open(name)) {
             None => Ok(()),

@@ -61,6 +61,7 @@ impl Qcow2 {
         check_features(block, file, &header, flags).await?;
         check_tables(&header, flags)?;
         let l1 = read_l1(block, file, &header).await?;
+        check_sizes(block, options)?;
         let caches = cache_shape(&header, options)?;
         let reftable = read_reftable(block, file, &header).await?;
         let mut found = read_extensions(block, file, &header).await?;
@@ -317,6 +318,16 @@ async fn read_backing_name(block: &Rc<Block>, file: NodeId, header: &Header) -> 
     Ok(Some(String::from_utf8_lossy(&name).into_owned()).filter(|name| !name.is_empty()))
 }
 
+/// Refuses negative sizes, which only the driver notices.
+fn check_sizes(block: &Block, options: &Qcow2Options) -> Result<(), String> {
+    let negative =
+        options.sizes().into_iter().find_map(|(name, size)| size.filter(|size| *size < 0).map(|n| (name, n)));
+    match negative {
+        None => Ok(()),
+        Some((name, size)) => Err(block.negative_size(name, size)),
+    }
+}
+
 /// Sizes of the caches, in entries.
 struct CacheShape {
     l2_entries: usize,
@@ -333,10 +344,11 @@ fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, St
         return Err("backsim does not support encrypted images".to_owned());
     }
     let whole_disk = (header.size.div_ceil(cluster).saturating_mul(ENTRY_BYTES)).next_multiple_of(cluster);
-    let mut refcount = options.refcount_cache_size.unwrap_or(MIN_REFCOUNT_CACHE * cluster);
-    let mut l2 = options.l2_cache_size.unwrap_or(MAX_L2_CACHE_BYTES).min(whole_disk);
-    if let Some(both) = options.cache_size {
-        match (options.l2_cache_size, options.refcount_cache_size) {
+    let [both, given_l2, given_entry, given_refcount] = options.sizes().map(|(_, size)| size.map(i64::unsigned_abs));
+    let mut refcount = given_refcount.unwrap_or(MIN_REFCOUNT_CACHE * cluster);
+    let mut l2 = given_l2.unwrap_or(MAX_L2_CACHE_BYTES).min(whole_disk);
+    if let Some(both) = both {
+        match (given_l2, given_refcount) {
             (Some(_), Some(_)) => {
                 let text = "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time";
                 return Err(text.to_owned());
@@ -352,7 +364,7 @@ fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, St
         }
     }
     let default_entry = if l2 < whole_disk { cluster.min(SMALL_L2_ENTRY_BYTES) } else { cluster };
-    let entry = options.l2_cache_entry_size.unwrap_or(default_entry);
+    let entry = given_entry.unwrap_or(default_entry);
     if !entry.is_power_of_two() || entry < 512 || entry > cluster {
         return Err(format!("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"));
     }
@@ -363,6 +375,9 @@ fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, St
     }
     if refcount_entries > i32::MAX as u64 {
         return Err("Refcount cache size too big".to_owned());
+    }
+    if options.cache_clean_interval.is_some_and(|seconds| u32::try_from(seconds).is_err()) {
+        return Err("Cache clean interval too big".to_owned());
     }
     if options.lazy_refcounts == Some(true) && header.version < 3 {
         let text = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";

@@ -13,14 +13,28 @@ pub struct Qcow2Options {
     pub pass_discard_other: bool,
     /// `discard-no-unref` (8.1 and later).
     pub discard_no_unref: bool,
-    /// `l2-cache-size`, bytes; none: as large as the disk needs, at most 32 MiB.
-    pub l2_cache_size: Option<u64>,
-    /// `l2-cache-entry-size`, bytes.
-    pub l2_cache_entry_size: Option<u64>,
-    /// `refcount-cache-size`, bytes.
-    pub refcount_cache_size: Option<u64>,
-    /// `cache-size`, bytes: both caches together.
-    pub cache_size: Option<u64>,
+    /// `l2-cache-size`, bytes as given; none: as large as the disk needs, at most 32 MiB.
+    pub l2_cache_size: Option<i64>,
+    /// `l2-cache-entry-size`, bytes as given.
+    pub l2_cache_entry_size: Option<i64>,
+    /// `refcount-cache-size`, bytes as given.
+    pub refcount_cache_size: Option<i64>,
+    /// `cache-size`, bytes as given: both caches together.
+    pub cache_size: Option<i64>,
+    /// `cache-clean-interval`, seconds as given; nothing is cleaned.
+    pub cache_clean_interval: Option<i64>,
+}
+
+impl Qcow2Options {
+    /// The options that are sizes; QAPI lets negative ones through.
+    pub fn sizes(&self) -> [(&'static str, Option<i64>); 4] {
+        [
+            ("cache-size", self.cache_size),
+            ("l2-cache-size", self.l2_cache_size),
+            ("l2-cache-entry-size", self.l2_cache_entry_size),
+            ("refcount-cache-size", self.refcount_cache_size),
+        ]
+    }
 }
 
 /// How an image is opened.

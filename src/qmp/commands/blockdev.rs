@@ -219,21 +219,25 @@ impl Machine {
             }
             Some(_) => BackingRef::Given(self.parse_child(args, "backing")?),
         };
-        let options = Qcow2Options { lazy_refcounts: args.opt_bool("lazy-refcounts")?, ..Qcow2Options::default() };
-        for harmless in ["pass-discard-request", "pass-discard-snapshot", "pass-discard-other"] {
-            args.opt_bool(harmless)?;
-        }
-        if self.block.quirks.since_9 {
-            args.opt_bool("discard-no-unref")?;
-        }
-        if !matches!(args.any("overlap-check"), None | Some(Value::String(_) | Value::Object(_))) {
-            return Err("Invalid parameter type for 'overlap-check', expected: Qcow2OverlapChecks".into());
-        }
-        for size in
-            ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"]
-        {
-            args.opt_int(size)?;
-        }
+        // In the order of the schema.
+        let lazy_refcounts = args.opt_bool("lazy-refcounts")?;
+        let pass_discard_request = args.opt_bool("pass-discard-request")?;
+        args.opt_bool("pass-discard-snapshot")?;
+        let pass_discard_other = args.opt_bool("pass-discard-other")?.unwrap_or(false);
+        let discard_no_unref =
+            if self.block.quirks.since_9 { args.opt_bool("discard-no-unref")?.unwrap_or(false) } else { false };
+        parse_overlap_check(args)?;
+        let options = Qcow2Options {
+            lazy_refcounts,
+            pass_discard_request,
+            pass_discard_other,
+            discard_no_unref,
+            cache_size: args.opt_int("cache-size")?,
+            l2_cache_size: args.opt_int("l2-cache-size")?,
+            l2_cache_entry_size: args.opt_int("l2-cache-entry-size")?,
+            refcount_cache_size: args.opt_int("refcount-cache-size")?,
+            cache_clean_interval: args.opt_int("cache-clean-interval")?,
+        };
         for unmodelled in ["encrypt", "data-file"] {
             if args.has(unmodelled) {
                 return Err(format!("not modelled: option '{unmodelled}' of driver 'qcow2'").into());
@@ -394,6 +398,35 @@ fn parse_event(args: &Args<'_>) -> Result<BlkdebugEvent, QmpError> {
     let word = args.str("event")?;
     // In a list element only the member's own name is known to the reader of an enumeration.
     BlkdebugEvent::from_name(word).ok_or_else(|| format!("Parameter 'event' does not accept value '{word}'").into())
+}
+
+/// Checks `overlap-check`. Which kinds of metadata are looked at makes no difference to an image that is whole, so it
+/// is not kept.
+fn parse_overlap_check(args: &Args<'_>) -> Result<(), QmpError> {
+    let templates = ["none", "constant", "cached", "all"].map(|name| (name, ()));
+    match args.any("overlap-check") {
+        None => Ok(()),
+        Some(Value::String(_)) => args.enumeration("overlap-check", &templates),
+        Some(Value::Object(_)) => {
+            let flags = args.object("overlap-check")?;
+            flags.opt_enum("template", &templates)?;
+            for kind in [
+                "main-header",
+                "active-l1",
+                "active-l2",
+                "refcount-table",
+                "refcount-block",
+                "snapshot-table",
+                "inactive-l1",
+                "inactive-l2",
+                "bitmap-directory",
+            ] {
+                flags.opt_bool(kind)?;
+            }
+            flags.finish()
+        }
+        Some(_) => Err("Invalid parameter type for 'overlap-check', expected: Qcow2OverlapChecks".into()),
+    }
 }
 
 fn parse_inject(item: &Value, name: &str) -> Result<InjectError, QmpError> {
