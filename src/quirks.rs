@@ -143,6 +143,9 @@ quirks! {
     /// 10.0: transaction actions commit and clean last to first; 7.2: first to last (`blockdev.c`,
     /// `util/transactions.c`).
     transaction_reverse: true;
+    /// 7.2: a transaction that fails removes a bitmap that it has added by its name; 10.0 by itself
+    /// (`block_dirty_bitmap_add_abort`).
+    rollback_by_name: false;
     /// 10.0: `grouped` is checked for all actions before the first is prepared.
     grouped_checked_first: true;
     /// 10.0 has `min-cluster-size`, `discard-source`, `block-job-change`, `active`.

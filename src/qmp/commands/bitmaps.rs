@@ -26,6 +26,11 @@ pub(super) struct BitmapAdd {
 }
 
 impl BitmapAdd {
+    /// The new bitmap's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn parse(args: &Args<'_>) -> Result<BitmapAdd, QmpError> {
         let add = BitmapAdd {
             node: args.str("node")?.to_owned(),
