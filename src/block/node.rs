@@ -172,6 +172,8 @@ pub struct Given {
     pub common: CommonOptions,
     /// Options of its driver, flat.
     pub own: Map<String, Value>,
+    /// The common options that have a value since it was reopened, its parent's among them; none: all of them.
+    pub set: Option<CommonOptions>,
 }
 
 /// A node of the graph (`BlockDriverState`).

@@ -201,7 +201,7 @@ impl Block {
     async fn open_inherit(self: &Rc<Self>, options: &OpenOptions, inherit: Inherit<'_>) -> Opened {
         let common = resolve(&options.common, inherit);
         let node = self.open_driver(options, common).await?;
-        *node.given.borrow_mut() = Given { common: options.common.clone(), own: options.own.clone() };
+        *node.given.borrow_mut() = Given { common: options.common.clone(), own: options.own.clone(), set: None };
         Ok(node)
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::graph::Block;
 use super::node::{Driver, Edge, Given, Node, NodeId, NodeOptions, Parent, Role};
-use super::open::{BackingRef, ChildRef, DriverOptions, Inherit, OpenOptions, resolve};
+use super::open::{BackingRef, ChildRef, CommonOptions, DriverOptions, Inherit, OpenOptions, resolve};
 use super::qdict;
 use super::raw::Window;
 
@@ -33,6 +33,44 @@ struct Entry {
     keeps: bool,
 }
 
+/// What a node in the queue has from its parent.
+#[derive(Clone, Copy)]
+struct Parentage<'a> {
+    inherit: Inherit<'a>,
+    /// The options that the parent was given, or that it keeps; what is not set is no new value for a child.
+    set: Option<&'a CommonOptions>,
+}
+
+impl Parentage<'_> {
+    const NONE: Parentage<'static> = Parentage { inherit: Inherit::Nothing, set: None };
+}
+
+/// `own` options, and the parent's where there are none.
+fn inherited(own: &CommonOptions, parent: Option<&CommonOptions>) -> CommonOptions {
+    let from = |field: fn(&CommonOptions) -> Option<bool>| field(own).or(parent.and_then(field));
+    CommonOptions {
+        read_only: from(|options| options.read_only),
+        auto_read_only: from(|options| options.auto_read_only),
+        direct: from(|options| options.direct),
+        no_flush: from(|options| options.no_flush),
+        force_share: from(|options| options.force_share),
+        ..own.clone()
+    }
+}
+
+/// The options of a node that keeps them: its own, the parent's new ones, or else those that have a value now.
+fn kept(given: &Given, parent: Option<&CommonOptions>, now: &NodeOptions) -> CommonOptions {
+    let all = CommonOptions {
+        read_only: Some(now.read_only),
+        auto_read_only: Some(now.auto_read_only),
+        direct: Some(now.direct),
+        no_flush: Some(now.no_flush),
+        force_share: Some(now.force_share),
+        ..CommonOptions::default()
+    };
+    inherited(&inherited(&given.common, parent), Some(given.set.as_ref().unwrap_or(&all)))
+}
+
 /// A change of the graph that can be undone.
 enum Change {
     Moved { edge: Rc<Edge>, from: NodeId },
@@ -47,7 +85,7 @@ impl Block {
     pub async fn reopen(self: &Rc<Self>, nodes: Vec<(Rc<Node>, OpenOptions)>) -> Checked {
         let mut queue = Vec::new();
         for (node, options) in &nodes {
-            self.enqueue(node, Some(options), Inherit::Nothing, &mut queue);
+            self.enqueue(node, Some(options), Parentage::NONE, &mut queue);
         }
         self.reopen_queue(queue).await
     }
@@ -57,7 +95,7 @@ impl Block {
         let before = node.given.borrow().common.read_only;
         node.given.borrow_mut().common.read_only = Some(true);
         let mut queue = Vec::new();
-        self.enqueue(node, None, Inherit::Nothing, &mut queue);
+        self.enqueue(node, None, Parentage::NONE, &mut queue);
         self.reopen_queue(queue).await.inspect_err(|_| node.given.borrow_mut().common.read_only = before)
     }
 
@@ -97,10 +135,15 @@ impl Block {
     }
 
     /// Adds a node and the children that inherit from it.
-    fn enqueue(&self, node: &Rc<Node>, options: Option<&OpenOptions>, inherit: Inherit<'_>, queue: &mut Vec<Entry>) {
-        let given = match options {
-            Some(options) => Given { common: options.common.clone(), own: options.own.clone() },
+    fn enqueue(&self, node: &Rc<Node>, options: Option<&OpenOptions>, parent: Parentage<'_>, queue: &mut Vec<Entry>) {
+        let inherit = parent.inherit;
+        let mut given = match options {
+            Some(options) => Given { common: options.common.clone(), own: options.own.clone(), set: None },
             None => node.given.borrow().clone(),
+        };
+        let set = match options {
+            Some(options) => inherited(&options.common, parent.set),
+            None => kept(&given, parent.set, &node.options.borrow()),
         };
         let next = match (options, inherit) {
             // A node that keeps its options keeps what it has inherited too.
@@ -108,8 +151,13 @@ impl Block {
                 let read_only = given.common.read_only.unwrap_or(node.is_read_only());
                 NodeOptions { read_only, ..node.options.borrow().clone() }
             }
+            // A child that keeps its options keeps what it has inherited, too, where its parent says nothing new.
+            (None, inherit) => {
+                let discard_unmap = given.common.discard_unmap.unwrap_or(node.discard_unmap());
+                NodeOptions { discard_unmap, ..resolve(&set, inherit) }
+            }
             // Unlike other options, `discard` does not go back to its default.
-            (_, inherit) => {
+            (Some(_), inherit) => {
                 let discard_unmap = given.common.discard_unmap.unwrap_or(node.discard_unmap());
                 NodeOptions { discard_unmap, ..resolve(&given.common, inherit) }
             }
@@ -119,6 +167,7 @@ impl Block {
             (None, Driver::Raw(raw)) => raw.window(),
             _ => Window::default(),
         };
+        given.set = Some(set.clone());
         let entry = Entry {
             node: node.clone(),
             given,
@@ -148,8 +197,13 @@ impl Block {
             None => queue.push(entry),
         }
         for (child, options, role) in inherited {
-            let inherit = if role == Role::Cow { Inherit::Backing(&next) } else { Inherit::Child(&next) };
-            self.enqueue(&child, options.as_ref(), inherit, queue);
+            // A backing file is read-only whatever its overlay is.
+            let below = CommonOptions { read_only: Some(true), auto_read_only: Some(false), ..set.clone() };
+            let parent = match role {
+                Role::Cow => Parentage { inherit: Inherit::Backing(&next), set: Some(&below) },
+                _ => Parentage { inherit: Inherit::Child(&next), set: Some(&set) },
+            };
+            self.enqueue(&child, options.as_ref(), parent, queue);
         }
     }
 
