@@ -386,8 +386,9 @@ impl Block {
             return 0;
         }
         let id = trace.request_id();
+        let device = node.primary_child().is_none() || matches!(&*node.driver.borrow(), Driver::Blkdebug(_));
         let node = node.name.clone();
-        self.sim.emit(|| TraceEvent::RequestBegin { id, node, operation, offset, bytes });
+        self.sim.emit(|| TraceEvent::RequestBegin { id, node, operation, offset, bytes, device });
         id
     }
 

@@ -149,7 +149,7 @@ impl Words {
     /// What an event says, if a reader of a report wants to know it.
     pub fn event(&mut self, event: &TraceEvent) -> Option<String> {
         Some(match event {
-            TraceEvent::RequestBegin { id, node, operation, offset, bytes } => {
+            TraceEvent::RequestBegin { id, node, operation, offset, bytes, .. } => {
                 self.requests.insert(*id, (node.clone(), operation, *offset, *bytes));
                 return None;
             }

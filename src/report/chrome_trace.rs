@@ -141,7 +141,7 @@ impl Lanes<'_> {
             at = if index == 0 { *time } else { (*time).max(at + 1) };
             let (time, task) = (*time, task.as_deref());
             match event {
-                TraceEvent::RequestBegin { id, node, operation, offset, bytes } => {
+                TraceEvent::RequestBegin { id, node, operation, offset, bytes, .. } => {
                     let lane = free_lane(&requests, node);
                     let details = json!({"time": time, "offset": offset, "bytes": bytes, "task": task});
                     let name = (*operation).to_owned();
@@ -221,8 +221,14 @@ mod tests {
 
     #[test]
     fn a_run_is_shown_in_lanes() {
-        let begin =
-            |id, offset| TraceEvent::RequestBegin { id, node: "drive0".into(), operation: "write", offset, bytes: 512 };
+        let begin = |id, offset| TraceEvent::RequestBegin {
+            id,
+            node: "drive0".into(),
+            operation: "write",
+            offset,
+            bytes: 512,
+            device: true,
+        };
         let job = |status| TraceEvent::JobStatus { id: "backup".into(), status };
         let events = [
             at(0, TraceEvent::Step { line: 3, text: "execute".into() }),

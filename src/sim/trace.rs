@@ -90,6 +90,8 @@ pub enum TraceEvent {
         offset: u64,
         /// Bytes.
         bytes: u64,
+        /// Nothing is below the node, or it gives errors of its own as a device does.
+        device: bool,
     },
     /// A request left its node.
     RequestEnd {

@@ -46,6 +46,8 @@ pub struct Change {
     pub switched: bool,
     /// What was merged into it.
     pub merged: Bounds,
+    /// One of those is of another length.
+    pub unequal: bool,
 }
 
 impl Asked {
@@ -121,7 +123,8 @@ impl Asked {
     /// What became of a bitmap that is there, if it was touched; `list` is all that there is.
     pub fn change(&self, key: &Key, list: &[BitmapDump]) -> Option<Change> {
         self.of(key).next()?;
-        let mut change = Change { fresh: false, switched: false, merged: Bounds::none() };
+        let mut change = Change { fresh: false, switched: false, merged: Bounds::none(), unequal: false };
+        let own = list.iter().find(|dump| dump.node == key.0 && dump.name == key.1);
         for wish in self.of(key) {
             match wish {
                 Wish::Fresh | Wish::Removed => change.fresh = true,
@@ -130,6 +133,7 @@ impl Asked {
                     let source = list.iter().find(|dump| *dump.node == **node && *dump.name == **name);
                     // A source that is gone, or that was changed by the same transaction, may have had anything.
                     let touched = self.wishes.iter().any(|(wished, _)| wished.0 == *node && wished.1 == *name);
+                    change.unequal |= source.zip(own).is_some_and(|(source, own)| source.size != own.size);
                     match source.filter(|_| !touched) {
                         Some(source) => change.merged.add(&Bounds::exactly(source), u64::MAX),
                         None => change.merged.may = Ranges::of(&[(0, u64::MAX)]),

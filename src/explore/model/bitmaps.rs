@@ -162,6 +162,9 @@ impl Bitmaps {
             if asked.alone && change.as_ref().is_some_and(|change| change.fresh) && !dump.dirty.is_empty() {
                 found.push(wrong(dump, "is not clean, though it has just been added or cleared"));
             }
+            if change.as_ref().is_some_and(|change| change.unequal) {
+                found.push(wrong(dump, "took in one of another length"));
+            }
             match self.all.get_mut(&key) {
                 None => {
                     let stored = self.stored.remove(&key);
