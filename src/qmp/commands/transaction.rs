@@ -231,10 +231,14 @@ impl Machine {
         match self.bitmap_switch(name, true) {
             Ok((_, true)) => (Prepared::Nothing, Ok(())),
             Ok((found, false)) => (Prepared::Switched(found, false), Ok(())),
-            Err(error) => {
-                let found = self.find_bitmap(&name.node, &name.name);
-                (found.map_or(Prepared::Nothing, |found| Prepared::Switched(found, false)), Err(error))
-            }
+            Err(error) => match self.find_bitmap(&name.node, &name.name) {
+                Ok(found) => (Prepared::Switched(found, false), Err(error)),
+                Err(_) => {
+                    let why =
+                        "not modelled: a transaction that enables a bitmap that does not exist, which crashes QEMU";
+                    (Prepared::Nothing, Err(why.into()))
+                }
+            },
         }
     }
 
