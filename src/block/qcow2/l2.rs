@@ -129,7 +129,7 @@ impl Qcow2 {
     }
 
     fn unaligned_l2<'a>(&'a self, block: &'a Rc<Block>, offset: u64, l1_index: u64) -> BoxFuture<'a, Errno> {
-        let message = format!("L2 table offset {offset:#x} unaligned (L1 index: {})", alternate_hex(l1_index as u64));
+        let message = format!("L2 table offset {offset:#x} unaligned (L1 index: {})", alternate_hex(l1_index));
         Box::pin(async move {
             self.signal_corruption(block, true, None, message).await;
             Errno::EIO

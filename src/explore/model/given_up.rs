@@ -25,6 +25,12 @@ pub struct GivenUp {
     discards: Vec<Discard>,
 }
 
+impl Default for GivenUp {
+    fn default() -> GivenUp {
+        GivenUp::new()
+    }
+}
+
 impl GivenUp {
     /// Nothing yet.
     pub fn new() -> GivenUp {
