@@ -1,4 +1,4 @@
-//! Numbers as QEMU reads them on command lines and in option lists.
+//! Numbers as QEMU reads them on command lines and in option lists, and as C prints them.
 //!
 //! QEMU's source: `util/cutils.c` and C's `strtol`. Must never be used for what a scenario says of itself:
 //! those numbers are [`crate::units`]'s.
@@ -15,6 +15,11 @@ pub enum StrtoszError {
 }
 
 type Size = Result<u64, StrtoszError>;
+
+/// A number as `%#x` prints it: 0 has no prefix.
+pub fn alternate_hex(value: u64) -> String {
+    if value == 0 { "0".to_owned() } else { format!("{value:#x}") }
+}
 
 /// Reads a number of bytes (`qemu_strtosz`): decimal, with a fraction if it has a suffix, or hexadecimal.
 pub fn strtosz(quirks: &Quirks, text: &str) -> Size {

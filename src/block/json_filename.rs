@@ -37,18 +37,11 @@ fn node(mut given: Map<String, Value>) -> Result<OpenOptions, String> {
             _ => return Err("The 'file' block driver requires a file name".to_owned()),
         },
         ("null-co", Child::Absent, Child::Absent) => {
-            let given_size = given.remove("size").and_then(|size| size.as_i64());
-            let given_read_zeroes = given.remove("read-zeroes").and_then(|on| on.as_bool());
-            DriverOptions::Null(NullDriver {
-                size: given_size.map_or(1 << 30, i64::unsigned_abs),
-                latency: 0,
-                read_zeroes: given_read_zeroes.unwrap_or(false),
-                given_size,
-                given_read_zeroes,
-            })
+            let size = take(&mut given, "size", Value::as_i64);
+            DriverOptions::Null(NullDriver::new(size, take(&mut given, "read-zeroes", Value::as_bool), 0))
         }
         ("raw", Child::Given(file), Child::Absent) => {
-            let mut number = |name: &str| given.remove(name).and_then(|value| value.as_u64());
+            let mut number = |name: &str| take(&mut given, name, Value::as_u64);
             DriverOptions::Raw { file, window: Window { offset: number("offset"), size: number("size") } }
         }
         ("qcow2", Child::Given(file), backing) => {
@@ -65,6 +58,13 @@ fn node(mut given: Map<String, Value>) -> Result<OpenOptions, String> {
         return Err(format!("not modelled: option '{name}' of driver '{driver}' in a file name 'json:'"));
     }
     Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver: options, own })
+}
+
+/// Takes an option out that has the right type; another stays, and is told.
+fn take<T>(given: &mut Map<String, Value>, name: &str, read: fn(&Value) -> Option<T>) -> Option<T> {
+    let value = given.get(name).and_then(read)?;
+    given.remove(name);
+    Some(value)
 }
 
 /// A child in the options of its parent.
@@ -133,8 +133,13 @@ mod tests {
     #[test]
     fn what_is_not_modelled_is_told() {
         assert!(options_of("TEST_DIR/PID-img").is_none());
-        for text in ["json:", "json:{}", r#"json:{"driver": "raw"}"#, r#"json:{"driver": "null-co", "latency-ns": 5}"#]
-        {
+        for text in [
+            "json:",
+            "json:{}",
+            r#"json:{"driver": "raw"}"#,
+            r#"json:{"driver": "null-co", "latency-ns": 5}"#,
+            r#"json:{"driver": "null-co", "size": [5]}"#,
+        ] {
             let refused = options_of(text).expect("it is one").expect_err("it is not modelled");
             assert!(refused.starts_with("not modelled: "), "{refused}");
         }

@@ -26,6 +26,17 @@ pub struct NullDriver {
 }
 
 impl NullDriver {
+    /// With these options, as far as they were given.
+    pub fn new(given_size: Option<i64>, given_read_zeroes: Option<bool>, latency: Nanos) -> NullDriver {
+        NullDriver {
+            size: given_size.map_or(1 << 30, i64::unsigned_abs),
+            latency,
+            read_zeroes: given_read_zeroes.unwrap_or(false),
+            given_size,
+            given_read_zeroes,
+        }
+    }
+
     /// The options that its file name shows, if any was given.
     pub fn options(&self) -> Map<String, Value> {
         let size = self.given_size.map(|size| ("size".to_owned(), Value::from(size)));

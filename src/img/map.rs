@@ -1,6 +1,7 @@
 //! `qemu-img map`: where in which file each part of an image lies (`img_map` in QEMU's `qemu-img.c`).
 
 use crate::block::{Block, NodeId, StatusFlags};
+use crate::cutils::alternate_hex;
 use crate::errno::Res;
 
 use super::args::{Opt, Reader, long, opt, short};
@@ -151,13 +152,8 @@ fn dump_human(process: &Process, entry: &Entry) -> Outcome<()> {
     };
     if !entry.zero {
         let file = entry.file.as_deref().unwrap_or("");
-        let (start, length, offset) = (hex(entry.start), hex(entry.length), hex(offset));
+        let (start, length, offset) = (alternate_hex(entry.start), alternate_hex(entry.length), alternate_hex(offset));
         process.print(&format!("{start:<16}{length:<16}{offset:<16}{file}\n"));
     }
     Ok(())
-}
-
-/// C's `%#x`: 0 has no prefix.
-fn hex(value: u64) -> String {
-    if value == 0 { "0".to_owned() } else { format!("{value:#x}") }
 }

@@ -8,12 +8,12 @@
 use std::rc::Rc;
 
 use crate::block::{Block, Preallocation, ReqFlags};
+use crate::cutils::alternate_hex;
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 
 use super::Qcow2;
 use super::bitmap_format::{TABLE_OFFSET_MASK, is_table_entry};
-use super::l2::alternate_hex;
 use super::layout::{
     COPIED, ClusterType, ENTRY_BYTES, L1E_OFFSET_MASK, L1E_RESERVED, L2E_OFFSET_MASK, L2E_RESERVED, MAX_L1_BYTES,
     REFT_OFFSET_MASK, REFT_RESERVED, ZERO, be_at,

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use crate::block::{BlkdebugEvent, Block, BoxFuture, ReqFlags};
+use crate::cutils::alternate_hex;
 use crate::errno::{Errno, Res};
 use crate::store::Content;
 
@@ -246,9 +247,4 @@ impl Qcow2 {
         block.co_pwrite(self.file, offset, content, ReqFlags::NONE).await?;
         block.co_flush(self.file).await
     }
-}
-
-/// A number as `%#x` prints it: 0 has no prefix.
-pub(super) fn alternate_hex(value: u64) -> String {
-    if value == 0 { "0".to_owned() } else { format!("{value:#x}") }
 }

@@ -7,11 +7,11 @@
 use std::rc::Rc;
 
 use crate::block::{BlkdebugEvent, Block, BoxFuture};
+use crate::cutils::alternate_hex;
 use crate::errno::{Errno, Res};
 
 use super::Qcow2;
 use super::cache::TableRef;
-use super::l2::alternate_hex;
 use super::layout::{ClusterType, ENTRY_BYTES, L2E_OFFSET_MASK, REFT_OFFSET_MASK};
 use super::table::Refblock;
 

@@ -162,14 +162,7 @@ impl Machine {
                 if i64::try_from(latency).is_err() {
                     return Err("latency-ns is invalid".into());
                 }
-                let given_read_zeroes = args.opt_bool("read-zeroes")?;
-                DriverOptions::Null(NullDriver {
-                    size: given_size.map_or(1 << 30, i64::unsigned_abs),
-                    latency,
-                    read_zeroes: given_read_zeroes.unwrap_or(false),
-                    given_size,
-                    given_read_zeroes,
-                })
+                DriverOptions::Null(NullDriver::new(given_size, args.opt_bool("read-zeroes")?, latency))
             }
             "raw" => {
                 let file = self.parse_child(args, "file")?;
