@@ -1,7 +1,7 @@
 //! The block layer: nodes, edges, requests, drivers.
 //!
 //! `graph.rs` holds nodes and edges, `open.rs`, `open_blkdebug.rs`, `open_failed.rs`, `reopen.rs` and `close.rs` make, change and end them, `permissions.rs`
-//! and `drain.rs` guard changes; `filename.rs` says what they are called, `qdict.rs` in which order QEMU tells options; `io.rs`, `io_zero.rs`, `flush.rs`, `copy_range.rs`, `status.rs`, `truncate.rs` are the generic request path;
+//! and `drain.rs` guard changes; `filename.rs` says what they are called, `qdict.rs` in which order QEMU tells options; `io.rs`, `io_zero.rs`, `zero_row.rs`, `flush.rs`, `copy_range.rs`, `status.rs`, `truncate.rs` are the generic request path;
 //! `file.rs`, `null.rs`, `raw.rs`, `blkdebug.rs`, `cbw.rs`, `qcow2/` are drivers, `block_copy/` the copying machinery
 //! that copy-before-write and backup share. Nothing here knows jobs beyond [`JobParent`], or QMP.
 
@@ -38,6 +38,7 @@ mod timing;
 mod track;
 mod truncate;
 mod witness;
+mod zero_row;
 
 pub use backend::{Backend, REQUEST_MAX_BYTES};
 pub use blkdebug::{Blkdebug, InjectError, IoType, SetState};

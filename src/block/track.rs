@@ -54,6 +54,11 @@ impl Tracker {
         TrackedRequest { tracker: self, sim, id }
     }
 
+    /// Whether some request in flight may make others wait.
+    pub fn has_serialising(&self) -> bool {
+        self.serialising.get() > 0
+    }
+
     fn conflict(&self, id: u64) -> Option<Rc<WaitQueue>> {
         let mut requests = self.requests.borrow_mut();
         let me = requests.iter().find(|r| r.id == id)?;

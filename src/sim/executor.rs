@@ -183,6 +183,11 @@ impl Sim {
         &self.0.trace
     }
 
+    /// Whether somebody looks at a run closer than its transcript: a reader of the trace, or an exploration.
+    pub fn is_watched(&self) -> bool {
+        self.0.trace.is_read() || self.0.choices.borrow().explores()
+    }
+
     /// Tells the trace's readers, with the time and the current task; `event` is only built when
     /// somebody reads.
     pub fn emit(&self, event: impl FnOnce() -> TraceEvent) {

@@ -16,8 +16,9 @@ use super::{BLOCK, Extent, block_ceil, block_floor};
 
 /// Largest buffer that small writes are packed into, in bytes.
 const PACKED: u64 = 64 << 10;
-/// Longest run that is copied in order to join it to the buffer before it, in bytes.
-const SMALL: u64 = 4 << 10;
+/// Longest run that is copied in order to join it to the buffer before it, in bytes. A slice of an L2 table is longer:
+/// it stays the shared buffer that it is.
+const SMALL: u64 = 2 << 10;
 /// Longest run of one repeated byte that is given up to become part of a buffer, in bytes.
 const TINY: u64 = 512;
 

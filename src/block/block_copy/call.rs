@@ -42,7 +42,7 @@ pub struct Call {
 
 /// The workers of one pass (`AioTaskPool`).
 #[derive(Default)]
-struct Pool {
+pub(super) struct Pool {
     busy: Cell<u32>,
     failure: Cell<Option<Errno>>,
     waiting: Cell<Option<TaskId>>,
@@ -168,7 +168,12 @@ impl BlockCopy {
         while pos < end && !call.cancelled.get() && pool.as_ref().is_none_or(|p| p.failure.get().is_none()) {
             let Some(mut task) = self.create_task(block, call, pos, end) else { break };
             found = true;
-            let (flags, bytes) = self.source_status(block, task.request.offset, task.request.bytes.get()).await;
+            let look = self.looks_ahead(block, &task, end);
+            let (flags, bytes) = self.source_status(block, task.request.offset, look).await;
+            if let Some(row_end) = self.copy_row(block, call, pool.as_ref(), &task, (flags, bytes)) {
+                pos = row_end;
+                continue;
+            }
             self.shrink_task(block, &task, bytes);
             if self.skip_unallocated.get() && !flags.contains(StatusFlags::ALLOCATED) {
                 self.end_task(block, &task, true);
@@ -237,6 +242,11 @@ impl BlockCopy {
 }
 
 impl Pool {
+    /// Whether another worker may start at once.
+    pub(super) fn has_room(&self, max_workers: u32) -> bool {
+        self.busy.get() < max_workers && self.failure.get().is_none()
+    }
+
     /// Sleeps until some worker has ended.
     async fn wait_one(&self, sim: &Sim) {
         self.waiting.set(sim.current());

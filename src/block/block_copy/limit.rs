@@ -25,6 +25,11 @@ impl RateLimit {
         self.quota.set(if speed == 0 { 0 } else { (speed / 10).max(1) });
     }
 
+    /// Whether nobody ever has to wait.
+    pub fn is_unlimited(&self) -> bool {
+        self.quota.get() == 0
+    }
+
     /// Accounts `bytes` at time `now` and tells how long to wait, ns.
     pub fn delay(&self, now: impl FnOnce() -> Nanos, bytes: u64) -> Nanos {
         let quota = self.quota.get();

@@ -7,6 +7,7 @@
 
 mod call;
 mod limit;
+mod row;
 mod task;
 
 use std::rc::Rc;

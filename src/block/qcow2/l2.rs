@@ -45,8 +45,15 @@ impl Qcow2 {
     }
 
     #[inline]
-    fn slice_index(&self, offset: u64) -> usize {
+    pub(super) fn slice_index(&self, offset: u64) -> usize {
         ((offset >> self.geo.cluster_bits) & (self.slice_entries() - 1)) as usize
+    }
+
+    /// Where the slice that maps a guest offset lies, given where its L2 table begins.
+    #[inline]
+    pub(super) fn slice_offset(&self, offset: u64, table_offset: u64) -> u64 {
+        let in_table = (offset >> self.geo.cluster_bits) & ((1 << self.geo.l2_bits()) - 1);
+        table_offset + (in_table - self.slice_index(offset) as u64) * ENTRY_BYTES
     }
 
     /// Entries of the slice that maps a guest offset, from that offset's on.
@@ -58,9 +65,7 @@ impl Qcow2 {
     #[inline]
     async fn l2_slice(&self, block: &Rc<Block>, offset: u64, table_offset: u64) -> Res<L2Place<'_>> {
         let index = self.slice_index(offset);
-        let in_table = (offset >> self.geo.cluster_bits) & ((1 << self.geo.l2_bits()) - 1);
-        let slice_start = (in_table - index as u64) * ENTRY_BYTES;
-        let table = self.cache_get(block, &self.l2_cache, table_offset + slice_start).await?;
+        let table = self.cache_get(block, &self.l2_cache, self.slice_offset(offset, table_offset)).await?;
         Ok(L2Place { table, index, left: self.slice_entries() as usize - index })
     }
 
@@ -116,7 +121,8 @@ impl Qcow2 {
         match ClusterType::of(entry) {
             ClusterType::Compressed => 1,
             kind @ (ClusterType::Unallocated | ClusterType::ZeroPlain) => {
-                table.count_while(first, limit, |other| other == entry || ClusterType::of(other) == kind)
+                let equal = table.count_equal(first, limit, entry);
+                equal + table.count_while(first + equal, limit - equal, |other| ClusterType::of(other) == kind)
             }
             kind @ (ClusterType::Normal | ClusterType::ZeroAlloc) => {
                 let mut expected = entry & L2E_OFFSET_MASK;

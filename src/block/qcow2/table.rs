@@ -50,7 +50,13 @@ pub(super) fn content_prefix(content: &Content) -> Vec<u8> {
 
 /// The big-endian table entries in `bytes`, the last one filled up with zeros.
 pub(super) fn entries_of(bytes: &[u8]) -> Vec<u64> {
-    bytes.chunks(ENTRY_BYTES as usize).map(|chunk| be_at(chunk, 0, ENTRY_BYTES as usize)).collect()
+    let (whole, rest) = bytes.as_chunks::<{ ENTRY_BYTES as usize }>();
+    let mut entries = Vec::with_capacity(whole.len() + 1);
+    entries.extend(whole.iter().map(|entry| u64::from_be_bytes(*entry)));
+    if !rest.is_empty() {
+        entries.push(be_at(rest, 0, ENTRY_BYTES as usize));
+    }
+    entries
 }
 
 /// Table entries as the file has them.
@@ -110,6 +116,17 @@ impl L2Table {
             return counted;
         }
         limit
+    }
+
+    /// How many entries from `first` on, at most `limit`, are the same as `entry`.
+    pub(super) fn count_equal(&self, first: usize, limit: usize, entry: u64) -> usize {
+        /// Entries that are compared at once, without a branch for each.
+        const GROUP: usize = 16;
+        let set = self.entries.get(first..).unwrap_or(&[]);
+        let set = &set[..set.len().min(limit)];
+        let is_alike = |group: &&[u64; GROUP]| group.iter().fold(0, |differs, other| differs | (other ^ entry)) == 0;
+        let counted = set.as_chunks().0.iter().take_while(is_alike).count() * GROUP;
+        counted + self.count_while(first + counted, limit - counted, |other| other == entry)
     }
 
     /// Those of the `count` entries from `first` on that were ever set.
@@ -239,6 +256,18 @@ mod tests {
         assert_eq!(table.count_while(3, 100, |e| e == 0), 100);
         assert_eq!(table.count_while(2, 100, |e| e == 7), 1);
         assert_eq!(table.count_while(0, 2, |e| e == 0), 2);
+    }
+
+    #[test]
+    fn equal_entries_are_counted_over_groups_and_their_rest() {
+        let mut table = L2Table::default();
+        (3..50).for_each(|index| table.set(index, 1));
+        assert_eq!(table.count_equal(3, 1000, 1), 47);
+        assert_eq!(table.count_equal(3, 20, 1), 20);
+        assert_eq!(table.count_equal(0, 1000, 0), 3);
+        assert_eq!(table.count_equal(50, 1000, 0), 1000, "what was never set is 0");
+        table.set(30, 2);
+        assert_eq!(table.count_equal(3, 1000, 1), 27);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::block::{Block, ReqFlags};
 use crate::errno::{Errno, Res};
 
 use super::Qcow2;
-use super::layout::{ClusterType, ZERO};
+use super::layout::{COPIED, ClusterType, L1E_OFFSET_MASK, ZERO};
 use super::refcount::DiscardType;
 use super::table::L2Table;
 
@@ -126,6 +126,29 @@ impl Qcow2 {
         self.cache_discards.set(false);
         self.process_discards(block, result.is_ok()).await;
         result
+    }
+
+    /// Zero writes of `chunk` bytes each from `offset` on, as many of `bytes` as only change entries of one cached slice
+    /// of an L2 table; returns their bytes. None of them would yield, so that they may be done in one go.
+    pub fn zero_row(&self, offset: u64, bytes: u64, chunk: u64) -> u64 {
+        let l1_index = self.geo.l1_index(offset);
+        let known = usize::try_from(l1_index).ok().and_then(|i| self.l1.borrow().get(i).copied());
+        let Some(entry) = known.filter(|entry| entry & COPIED != 0) else { return 0 };
+        let is_free = !self.ejected.get() && !self.lock.is_locked() && self.geo.version >= 3;
+        let fits = self.geo.into_cluster(entry & L1E_OFFSET_MASK) == 0 && self.geo.into_cluster(chunk | offset) == 0;
+        if !is_free || !fits {
+            return 0;
+        }
+        let index = self.slice_index(offset);
+        let Some(table) = self.l2_cache.lookup(self.slice_offset(offset, entry & L1E_OFFSET_MASK)) else { return 0 };
+        let limit = (self.entries_behind(offset)).min(bytes >> self.geo.cluster_bits) as usize;
+        let plain = |entry| ClusterType::of(entry) != ClusterType::Compressed;
+        let clusters = table.read(|table| table.count_while(index, limit, plain)) as u64;
+        let bytes = clusters << self.geo.cluster_bits;
+        let bytes = bytes - bytes % chunk;
+        let end = index + self.geo.clusters(bytes) as usize;
+        table.update_if(|table| self.clear_entries(table, index, end, Clear::Zeroes { unmap: false }));
+        bytes
     }
 
     /// Clears clusters up to the end of one L2 table or slice; returns how many.
