@@ -168,9 +168,11 @@ impl BlockCopy {
         while pos < end && !call.cancelled.get() && pool.as_ref().is_none_or(|p| p.failure.get().is_none()) {
             let Some(mut task) = self.create_task(block, call, pos, end) else { break };
             found = true;
-            let look = self.looks_ahead(block, &task, end);
-            let (flags, bytes) = self.source_status(block, task.request.offset, look).await;
-            if let Some(row_end) = self.copy_row(block, call, pool.as_ref(), &task, (flags, bytes)) {
+            let (flags, bytes) = self.source_status(block, task.request.offset, task.request.bytes.get()).await;
+            if flags.contains(StatusFlags::ZERO)
+                && self.may_row(block, call, pool.as_ref(), &task, flags)
+                && let Some(row_end) = self.copy_row(block, &task, end).await
+            {
                 pos = row_end;
                 continue;
             }

@@ -16,39 +16,34 @@ use super::task::Task;
 use super::{BlockCopy, MAX_MEMORY, Method};
 
 impl BlockCopy {
-    /// How far to ask the source about a task's chunk: further than the chunk where the answer may serve a row.
-    pub(super) fn looks_ahead(&self, block: &Block, task: &Task, end: u64) -> u64 {
-        let (chunk, left) = (task.request.bytes.get(), end - task.request.offset);
-        let may_row = left >= 2 * chunk
-            && !block.sim.is_watched()
-            && self.write_flags.get() == ReqFlags::NONE
-            && self.method.get() == Method::ReadWrite
-            && !self.discard_source
-            && self.limit.is_unlimited()
-            && block.status_is_plain(self.source);
-        if may_row { left } else { chunk }
-    }
-
-    /// Copies the task's chunk and those behind it as a row; tells where the row ends. The source has said that
-    /// `known` bytes from the task's start are alike, and nothing has run since.
-    pub(super) fn copy_row(
+    /// Whether the task's chunk, of which the source says `flags`, would be copied by a worker that ends at once, and
+    /// the next one too.
+    pub(super) fn may_row(
         &self,
-        block: &Rc<Block>,
+        block: &Block,
         call: &Call,
         pool: Option<&Rc<Pool>>,
         task: &Task,
-        (flags, known): (StatusFlags, u64),
-    ) -> Option<u64> {
-        let (offset, chunk) = (task.request.offset, task.request.bytes.get());
-        // The last chunk ends the call's pass, and may be shorter: it goes the usual way.
-        if !flags.contains(StatusFlags::ZERO) || known < 2 * chunk {
-            return None;
-        }
-        if self.skip_unallocated.get() && !flags.contains(StatusFlags::ALLOCATED) {
-            return None;
-        }
+        flags: StatusFlags,
+    ) -> bool {
+        let is_plain = self.write_flags.get() == ReqFlags::NONE && self.method.get() == Method::ReadWrite;
+        let has_duties = self.discard_source || !self.limit.is_unlimited() || block.sim.is_watched();
+        let is_left_out = self.skip_unallocated.get() && !flags.contains(StatusFlags::ALLOCATED);
         let may_start = pool.is_none_or(|pool| pool.has_room(call.options.max_workers));
-        if !may_start || self.memory_taken.get() + chunk > MAX_MEMORY / 2 {
+        let has_memory = self.memory_taken.get() + task.request.bytes.get() <= MAX_MEMORY / 2;
+        is_plain && !has_duties && !is_left_out && may_start && has_memory
+    }
+
+    /// Copies the task's chunk and those behind it, up to `end`, as a row; tells where the row ends, if there is one.
+    /// The source has said that the chunk is zero, and nothing has run since.
+    pub(super) async fn copy_row(&self, block: &Rc<Block>, task: &Task, end: u64) -> Option<u64> {
+        let (offset, chunk) = (task.request.offset, task.request.bytes.get());
+        if end - offset < 2 * chunk || !block.zeroes_at_once(self.target) || !block.tells_at_once(self.source) {
+            return None;
+        }
+        // The tables that this looks at are those of the chunk, so that it does not wait for anything either.
+        let (flags, known) = self.source_status(block, offset, end - offset).await;
+        if !flags.contains(StatusFlags::ZERO) || known < 2 * chunk {
             return None;
         }
         let rest = (offset + chunk, known - chunk);

@@ -174,6 +174,11 @@ impl Qcow2 {
         self.ejected.get()
     }
 
+    /// Whether some request holds the image's lock, so that others wait.
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_locked()
+    }
+
     #[inline]
     async fn lock<'a>(&'a self, block: &'a Block) -> CoMutexGuard<'a> {
         self.lock.lock(&block.sim, "the lock of a qcow2 image").await

@@ -134,14 +134,14 @@ impl Qcow2 {
         let l1_index = self.geo.l1_index(offset);
         let known = usize::try_from(l1_index).ok().and_then(|i| self.l1.borrow().get(i).copied());
         let Some(entry) = known.filter(|entry| entry & COPIED != 0) else { return 0 };
-        let is_free = !self.ejected.get() && !self.lock.is_locked() && self.geo.version >= 3;
-        let fits = self.geo.into_cluster(entry & L1E_OFFSET_MASK) == 0 && self.geo.into_cluster(chunk | offset) == 0;
-        if !is_free || !fits {
+        let table_offset = entry & L1E_OFFSET_MASK;
+        let fits = table_offset != 0 && self.geo.into_cluster(table_offset | chunk | offset) == 0;
+        if !fits || self.is_locked() || self.ejected.get() || self.geo.version < 3 {
             return 0;
         }
         let index = self.slice_index(offset);
-        let Some(table) = self.l2_cache.lookup(self.slice_offset(offset, entry & L1E_OFFSET_MASK)) else { return 0 };
-        let limit = (self.entries_behind(offset)).min(bytes >> self.geo.cluster_bits) as usize;
+        let Some(table) = self.l2_cache.lookup(self.slice_offset(offset, table_offset)) else { return 0 };
+        let limit = self.entries_behind(offset).min(bytes >> self.geo.cluster_bits) as usize;
         let plain = |entry| ClusterType::of(entry) != ClusterType::Compressed;
         let clusters = table.read(|table| table.count_while(index, limit, plain)) as u64;
         let bytes = clusters << self.geo.cluster_bits;
