@@ -60,6 +60,27 @@ fn each_defect_gets_a_report_for_one_screen_that_replays() {
 }
 
 #[test]
+fn each_case_of_a_finding_is_shrunk_to_its_own_violation() {
+    let home = tempfile::tempdir().expect("a temporary directory can be made");
+    let file = scenario("../findings/failed-transaction-forgets-writes");
+    let output = text(&backsim(&explore(&file.to_string_lossy(), &["--schedules", "300", "--json"]), home.path()));
+    let found: Vec<serde_json::Value> =
+        output.lines().map(|line| serde_json::from_str(line).expect("each line is an object")).collect();
+    let expected = [
+        ("disabled", "bit-lost-by-unswitching", "switched it off"),
+        ("cleared", "bit-lost-by-unclearing", "cleared it"),
+        ("merged into", "bit-lost-by-unmerging", "merged into it"),
+    ];
+    assert_eq!(found.len(), expected.len(), "{output}");
+    for (line, (case, breach, did)) in found.iter().zip(expected) {
+        assert_eq!(line["case"], format!("it had {case} the bitmap"));
+        assert_eq!(line["breach"], breach, "{line}");
+        let violation = line["violation"].as_str().unwrap_or_default();
+        assert!(violation.ends_with(&format!("while a transaction that failed had {did}")), "{violation}");
+    }
+}
+
+#[test]
 fn a_replay_file_that_no_longer_fits_says_where() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
     let file = scenario("writers");

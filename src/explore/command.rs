@@ -281,7 +281,9 @@ impl<'a> Teller<'a> {
         if let Some(failure) = &tally.failure {
             ui.show("shrinking ...");
             let shown = setup.to_show(&failure.violation);
-            let shrunk = shrink(&search.scenario_name, &search.scenario, &shown, failure, self.telling.shrink);
+            let known = known::read(&search.known).map_err(CommandError::Mistake)?;
+            let scenario = (&*search.scenario_name, &*search.scenario);
+            let shrunk = shrink(scenario, &shown, failure, &known, self.telling.shrink);
             ui.show("explaining ...");
             let explanation = explain(&shrunk.setup, &shrunk.departures, &shrunk.violation);
             ui.show("");
@@ -370,6 +372,7 @@ fn as_json(
         "known": tally.known.len(),
         "complete": tally.complete,
         "invariant": shrunk.map(|shrunk| shrunk.violation.invariant.name()),
+        "breach": shrunk.map(|shrunk| shrunk.violation.breach.name()),
         "violation": shrunk.map(|shrunk| shrunk.violation.to_string()),
         "schedule": tally.failure.as_ref().map(|failure| failure.index),
         "departures": shrunk.map(|shrunk| shrunk.departures.iter().map(ToString::to_string).collect::<Vec<_>>()),
@@ -460,6 +463,7 @@ fn replay_file(search: &Search, shrunk: &Shrunk) -> ReplayFile {
     ReplayFile {
         backsim: env!("CARGO_PKG_VERSION").to_owned(),
         invariant: shrunk.violation.invariant.name().to_owned(),
+        breach: shrunk.violation.breach.name().to_owned(),
         violation: shrunk.violation.text.clone(),
         case: shrunk.setup.case.name.clone(),
         defects: search.defects.clone(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::scenario::{self, Case};
 
+use super::model::Violation;
 use super::run::Setup;
 use super::schedule::{Departure, StepName};
 
@@ -17,6 +18,8 @@ pub struct ReplayFile {
     pub backsim: String,
     /// The invariant that breaks.
     pub invariant: String,
+    /// In which way.
+    pub breach: String,
     /// The violation in words.
     pub violation: String,
     /// The case of the scenario.
@@ -80,12 +83,12 @@ impl ReplayFile {
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let of_step = |step: &NamedStep| format!("[{}, {}, {}]", quoted(&step.0), quoted(&step.1), step.2);
         let mut text = format!(
-            "# backsim replay THIS-FILE shows this run again.\nbacksim: {}\ninvariant: {}\nviolation: {}\ncase: {}\n",
+            "# backsim replay THIS-FILE shows this run again.\nbacksim: {}\ninvariant: {}\nbreach: {}\n",
             quoted(&self.backsim),
             self.invariant,
-            quoted(&self.violation),
-            quoted(&self.case)
+            self.breach,
         );
+        text += &format!("violation: {}\ncase: {}\n", quoted(&self.violation), quoted(&self.case));
         let defects: Vec<String> = self.defects.iter().map(|name| quoted(name)).collect();
         text += &format!("defects: [{}]\n", defects.join(", "));
         text += if self.departures.is_empty() { "departures: []\n" } else { "departures:\n" };
@@ -123,6 +126,12 @@ impl ReplayFile {
     /// What is run: the case with the defects of the file.
     pub fn setup(&self) -> Result<Setup, String> {
         Ok(Setup::new(self.find_case()?, self.defects.clone()))
+    }
+
+    /// Its own violation among those that a run shows: to the letter, or else broken in the same way.
+    pub fn find<'a>(&self, found: &'a [Violation]) -> Option<&'a Violation> {
+        let same = found.iter().find(|violation| violation.text == self.violation);
+        same.or_else(|| found.iter().find(|violation| violation.breach.name() == self.breach))
     }
 
     /// The schedule.

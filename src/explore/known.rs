@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::model::Invariant;
+use super::model::{Invariant, Violation};
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -35,6 +35,22 @@ impl Finding {
         let is_its_own = scenario.file_stem().is_some_and(|stem| stem == self.finding.as_str());
         !is_its_own && self.uses.iter().all(|part| text.contains(part.as_str()))
     }
+}
+
+/// Signatures as `--known` is given them: invariant's name, and part of the text after a colon.
+pub fn read(signatures: &[String]) -> Result<Vec<(String, String)>, String> {
+    let read = |signature: &String| {
+        let (name, part) = signature.split_once(':').unwrap_or((signature, ""));
+        Invariant::from_name(name).ok_or_else(|| format!("no invariant is called '{name}'"))?;
+        Ok((name.to_owned(), part.trim().to_owned()))
+    };
+    signatures.iter().map(read).collect()
+}
+
+/// Whether a violation is among those that are known: invariant's name and part of the text.
+pub fn is_known(known: &[(String, String)], violation: &Violation) -> bool {
+    let name = violation.invariant.name();
+    known.iter().any(|(invariant, part)| invariant == name && violation.text.contains(part.as_str()))
 }
 
 /// Reads a list.

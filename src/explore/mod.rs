@@ -27,7 +27,7 @@ pub mod story;
 pub mod strategy;
 pub mod tally;
 
-pub use model::{Invariant, Violation};
+pub use model::{Breach, Invariant, Violation};
 pub use run::{RunReport, Setup};
 pub use schedule::{Departure, StepName};
 pub use search::Plan;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::shard::Shard;
 
-use super::model::Invariant;
+use super::known;
 use super::search::Plan;
 use super::strategy::{Kind, Reduction};
 
@@ -158,11 +158,7 @@ impl ExploreOptions {
         };
         let mut plan = Plan::new(kind, self.seed, self.schedules);
         plan.part = self.part;
-        for known in &self.known {
-            let (name, part) = known.split_once(':').unwrap_or((known, ""));
-            Invariant::from_name(name).ok_or_else(|| format!("no invariant is called '{name}'"))?;
-            plan.known.push((name.to_owned(), part.trim().to_owned()));
-        }
+        plan.known = known::read(&self.known)?;
         Ok(plan)
     }
 }

@@ -13,7 +13,6 @@ use crate::sim::trace::Stamped;
 use super::command::CommandError;
 use super::explain::explain;
 use super::file::ReplayFile;
-use super::model::{Invariant, Violation};
 use super::report;
 use super::run::Setup;
 use super::schedule::{Departure, Replay};
@@ -65,9 +64,9 @@ pub fn replay(options: &ReplayOptions, out: &mut dyn io::Write) -> Result<bool, 
         let text = timeline(&setup, &file.schedule())?;
         std::fs::write(path, text).map_err(CommandError::file(path))?;
     }
-    let same = run.violations.iter().any(|violation| violation.invariant.name() == file.invariant);
+    let same = file.find(&run.violations).is_some();
     if !same {
-        writeln!(out, "{} does not break any more", file.invariant)?;
+        writeln!(out, "{} ({}) does not break any more", file.invariant, file.breach)?;
     }
     Ok(same)
 }
@@ -97,10 +96,8 @@ pub fn explain_file(path: &Path, out: &mut dyn io::Write) -> Result<bool, Comman
     let (file, setup) = read(path)?;
     let departures = file.schedule();
     let (run, _, _) = super::search::replay(&setup, &departures);
-    let wanted = Invariant::from_name(&file.invariant);
-    let found: Option<&Violation> = run.violations.iter().find(|found| Some(found.invariant) == wanted);
-    let Some(violation) = found else {
-        writeln!(out, "{} does not break any more", file.invariant)?;
+    let Some(violation) = file.find(&run.violations) else {
+        writeln!(out, "{} ({}) does not break any more", file.invariant, file.breach)?;
         return Ok(false);
     };
     write!(out, "{violation}\n{}", report::explanation(&explain(&setup, &departures, violation)))?;

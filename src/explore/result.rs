@@ -15,7 +15,7 @@ use crate::scenario::{self, Case};
 use crate::shard::Shard;
 
 use super::file::NamedDeparture;
-use super::model::{Invariant, Violation};
+use super::model::{Breach, Violation};
 use super::options::{ExploreOptions, Method};
 use super::run::Setup;
 use super::schedule::Departure;
@@ -101,7 +101,7 @@ impl Search {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct NamedFailure {
     schedule: u64,
-    invariant: String,
+    breach: String,
     subject: String,
     violation: String,
     departures: Vec<NamedDeparture>,
@@ -135,7 +135,7 @@ impl Outcome {
     pub fn new(search: Search, part: Option<Shard>, tally: &Tally) -> Outcome {
         let failure = tally.failure.as_ref().map(|failure| NamedFailure {
             schedule: failure.index,
-            invariant: failure.violation.invariant.name().to_owned(),
+            breach: failure.violation.breach.name().to_owned(),
             subject: failure.violation.subject.clone(),
             violation: failure.violation.text.clone(),
             departures: failure.departures.iter().map(NamedDeparture::from).collect(),
@@ -157,11 +157,11 @@ impl Outcome {
     /// What it says, for counting.
     pub fn tally(&self) -> Result<Tally, String> {
         let failure = |named: &NamedFailure| {
-            let invariant = Invariant::from_name(&named.invariant);
-            let invariant = invariant.ok_or_else(|| format!("no invariant is called '{}'", named.invariant))?;
+            let breach = Breach::from_name(&named.breach);
+            let breach = breach.ok_or_else(|| format!("no breach is called '{}'", named.breach))?;
             Ok::<Failure, String>(Failure {
                 index: named.schedule,
-                violation: Violation::new(invariant, &named.subject, named.violation.clone()),
+                violation: Violation::new(breach, &named.subject, named.violation.clone()),
                 departures: named.departures.iter().map(Departure::from).collect(),
             })
         };

@@ -23,7 +23,7 @@ use crate::store::Host;
 
 use super::model::qcow2_image::{self, Verdict};
 use super::model::watch::Fnv;
-use super::model::{FinalState, Invariant, Violation, Watch};
+use super::model::{Breach, FinalState, Invariant, Violation, Watch};
 
 /// A run of a small scenario that is not over by then never will be.
 const STEP_LIMIT: u64 = 200_000;
@@ -144,9 +144,9 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
         Err(_) => {
             let said = PANIC.take().unwrap_or_default();
             let text = format!("the machine crashed: {said}");
-            ending.push(Violation::new(Invariant::Progress, "the machine", text));
+            ending.push(Violation::new(Breach::Crash, "the machine", text));
         }
-        Ok(Err(reason)) => ending.push(Violation::new(Invariant::Expectation, "the scenario", reason)),
+        Ok(Err(reason)) => ending.push(Violation::new(Breach::Unexpected, "the scenario", reason)),
         Ok(Ok(run)) => {
             judge_ending(setup, &run, &mut ending);
             report.choices = run.choices;
@@ -217,12 +217,12 @@ fn judge_ending(setup: &Setup, run: &SimRun, found: &mut Vec<Violation>) {
         && !run.outcome.is_as_expected(&setup.case.settings)
     {
         let stuck = run.outcome.outcome() == Outcome::Deadlock || why.starts_with("no end after");
-        let invariant = if stuck { Invariant::Progress } else { Invariant::Expectation };
-        found.push(Violation::new(invariant, "the scenario", format!("line {line}: {why}")));
+        let breach = if stuck { Breach::Stuck } else { Breach::Unexpected };
+        found.push(Violation::new(breach, "the scenario", format!("line {line}: {why}")));
     }
     let is_wrong = |line: &&str| line.contains("ERROR!") || line.starts_with("Pattern verification failed");
     if let Some(wrong) = run.outcome.transcript.text().lines().find(is_wrong) {
-        found.push(Violation::new(Invariant::Expectation, "the scenario", wrong.to_owned()));
+        found.push(Violation::new(Breach::WrongOutput, "the scenario", wrong.to_owned()));
     }
 }
 
@@ -231,8 +231,9 @@ fn judge_images(images: Vec<(String, Verdict)>, closed: bool, found: &mut Vec<Vi
     for (file, verdict) in images {
         let leaks = Some(verdict.leaks).filter(|leaks| closed && *leaks > 0);
         let leaks = leaks.map(|leaks| format!("{leaks} clusters are lost, though it was closed in order"));
-        if let Some(wrong) = verdict.corruption.or(leaks) {
-            found.push(Violation::new(Invariant::Image, &file, format!("image {file}: {wrong}")));
+        let corruption = verdict.corruption.map(|wrong| (Breach::Corrupt, wrong));
+        if let Some((breach, wrong)) = corruption.or(leaks.map(|wrong| (Breach::Leak, wrong))) {
+            found.push(Violation::new(breach, &file, format!("image {file}: {wrong}")));
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::sim::{ChoicePoint, Strategy};
 
 use crate::shard::Shard;
 
+use super::known::is_known;
 use super::model::Violation;
 use super::run::{RunReport, Setup, run, run_in_detail};
 use super::schedule::{Departure, Fit, Record, Replay, Scribe};
@@ -43,8 +44,7 @@ impl Plan {
 
     /// Whether somebody has said that this is known.
     pub fn is_known(&self, violation: &Violation) -> bool {
-        let name = violation.invariant.name();
-        self.known.iter().any(|(invariant, part)| invariant == name && violation.text.contains(part.as_str()))
+        is_known(&self.known, violation)
     }
 }
 

@@ -1,9 +1,11 @@
 //! Making a failing run small: fewer departures from QEMU's own order, fewer parts of the scenario, smaller disks.
 //!
-//! Only runs that break the same invariant about the same subject are kept. What is cut out of the scenario is
-//! cut out of its text, so that what is left is a scenario that a person can read and run. A cut may move the
-//! place of the failure: where the old schedule no longer breaks anything, a few runs near QEMU's order are tried.
+//! Only runs that break the same invariant in the same way about the same subject are kept, and nothing in a way that the
+//! found run does not: a scenario without its images fails too, but for reasons of its own. What is cut out of the
+//! scenario is cut out of its text, so that what is left is a scenario that a person can read and run. A cut may move
+//! the place of the failure: where the old schedule no longer breaks anything, a few runs near QEMU's order are tried.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::scenario;
@@ -13,7 +15,8 @@ use crate::sim::Strategy;
 use crate::sim::rng::{Rng, Stream};
 use crate::units::parse_size;
 
-use super::model::Violation;
+use super::known::is_known;
+use super::model::{Breach, Violation};
 use super::run::{Setup, run};
 use super::schedule::Departure;
 use super::search::{Failure, learn, replay, transcribe};
@@ -76,8 +79,15 @@ fn count(steps: &[Step]) -> usize {
     steps.iter().map(parts).sum()
 }
 
-/// Makes a failure small within so many runs; `text` is the scenario's, `name` what messages call it.
-pub fn shrink(name: &str, text: &str, setup: &Setup, failure: &Failure, budget: u64) -> Shrunk {
+/// Makes a failure small within so many runs; `text` is the scenario's, `name` what messages call it, `known` what the
+/// search has passed over.
+pub fn shrink(
+    (name, text): (&str, &str),
+    setup: &Setup,
+    failure: &Failure,
+    known: &[(String, String)],
+    budget: u64,
+) -> Shrunk {
     let best = Shrunk {
         setup: setup.clone(),
         scenario: text.to_owned(),
@@ -87,7 +97,10 @@ pub fn shrink(name: &str, text: &str, setup: &Setup, failure: &Failure, budget: 
         runs: 0,
         ended: false,
     };
-    let mut shrinker = Shrinker { name, best, budget };
+    let own = replay(setup, &failure.departures).0.violations;
+    let breaches = own.iter().chain([&failure.violation]).map(|violation| violation.breach).collect();
+    let mut shrinker = Shrinker { name, best, budget, breaches, known, is_only_case: false };
+    shrinker.is_only_case = shrinker.parse(text).is_some_and(|(_, is_only_case)| is_only_case);
     let measure = |best: &Shrunk| (best.scenario.len(), best.departures.len());
     while shrinker.best.runs < budget {
         let before = measure(&shrinker.best);
@@ -108,6 +121,11 @@ struct Shrinker<'a> {
     name: &'a str,
     best: Shrunk,
     budget: u64,
+    /// In which ways the run that was found breaks anything.
+    breaches: BTreeSet<Breach>,
+    known: &'a [(String, String)],
+    /// The best text has no case but the one that is shrunk, which may be called otherwise then.
+    is_only_case: bool,
 }
 
 impl Shrinker<'_> {
@@ -115,15 +133,21 @@ impl Shrinker<'_> {
         self.best.runs >= self.budget
     }
 
-    /// Runs a schedule; if it breaks the same invariant, it is the best from now on.
+    /// The violation that is shrunk, if a run shows it and nothing of another kind.
+    fn same(&self, violations: Vec<Violation>) -> Option<Violation> {
+        let is_own = violations.iter().all(|violation| self.breaches.contains(&violation.breach));
+        let is_same = |found: &Violation| found.is_like(&self.best.violation) && !is_known(self.known, found);
+        violations.into_iter().find(|violation| is_own && is_same(violation))
+    }
+
+    /// Runs a schedule; if it shows the same violation, it is the best from now on.
     fn keeps(&mut self, setup: &Setup, departures: &[Departure]) -> bool {
         if self.spent() {
             return false;
         }
         self.best.runs += 1;
         let (report, record, _) = replay(setup, departures);
-        let same = report.violations.into_iter().find(|violation| violation.is_like(&self.best.violation));
-        let Some(violation) = same else { return false };
+        let Some(violation) = self.same(report.violations) else { return false };
         // What did not fit is gone; what is left is what the run really did.
         (self.best.setup, self.best.violation, self.best.departures) = (setup.clone(), violation, record.departures);
         true
@@ -197,11 +221,11 @@ impl Shrinker<'_> {
         if text.len() >= self.best.scenario.len() && sizes(&text) == sizes(&self.best.scenario) {
             return false;
         }
-        let Some(setup) = self.parse(&text) else { return false };
+        let Some((setup, is_only_case)) = self.parse(&text) else { return false };
         let fewer_steps = count(&setup.case.steps) < count(&self.best.setup.case.steps);
         let departures = self.best.departures.clone();
         if self.keeps(&setup, &departures) || fewer_steps && self.is_near(&setup) {
-            self.best.scenario = text;
+            (self.best.scenario, self.is_only_case) = (text, is_only_case);
             return true;
         }
         false
@@ -220,8 +244,7 @@ impl Shrinker<'_> {
                 return false;
             }
             self.best.runs += 1;
-            let found = run(setup, strategy(index)).violations;
-            if found.iter().any(|violation| violation.is_like(&self.best.violation)) {
+            if self.same(run(setup, strategy(index)).violations).is_some() {
                 let (_, record) = transcribe(setup, strategy(index));
                 // A shorter scenario is not worth a longer schedule.
                 let fits = record.departures.len() <= self.best.departures.len();
@@ -233,14 +256,15 @@ impl Shrinker<'_> {
         false
     }
 
-    /// What is run of a text, if it is a scenario with the case, or with only one.
-    fn parse(&self, text: &str) -> Option<Setup> {
+    /// What is run of a text, if it is a scenario with the case, and whether it has no other.
+    fn parse(&self, text: &str) -> Option<(Setup, bool)> {
         let old = &self.best.setup;
         let cases = scenario::parse(self.name, text).ok()?.cases().ok()?;
+        let is_only_case = cases.len() == 1;
         let place = cases.iter().position(|case| case.name == old.case.name);
-        let place = place.or((cases.len() == 1).then_some(0))?;
-        let case = cases.into_iter().nth(place)?;
-        Some(Setup { case, ..old.clone() }).filter(|setup| !setup.case.steps.is_empty())
+        let place = place.or((is_only_case && self.is_only_case).then_some(0))?;
+        let case = cases.into_iter().nth(place).filter(|case| !case.steps.is_empty())?;
+        Some((Setup { case, ..old.clone() }, is_only_case))
     }
 }
 
@@ -289,6 +313,58 @@ fn with_size(text: &str, old: &str, bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TWO_CASES: &str = "name: two\ncompat: qemu-7.2\ncase-name: \"{{ size }}\"\n\
+                             cases:\n  - {size: 64k}\n  - {size: 128k}\n\
+                             steps:\n  - image: disk\n    format: raw\n    size: \"{{ size }}\"\n";
+
+    fn violation(breach: Breach, subject: &str) -> Violation {
+        Violation::new(breach, subject, format!("{subject} is wrong"))
+    }
+
+    /// One that shrinks a lost bit of `a` in a run that breaks the disk, too.
+    fn shrinker(known: &[(String, String)]) -> Shrinker<'_> {
+        let cases = scenario::parse("two", TWO_CASES).expect("a scenario").cases().expect("cases");
+        let best = Shrunk {
+            setup: Setup::new(cases[1].clone(), Vec::new()),
+            scenario: TWO_CASES.to_owned(),
+            departures: Vec::new(),
+            violation: violation(Breach::BitLost, "a"),
+            before: Size { departures: 0, steps: 0, disk: 0 },
+            runs: 0,
+            ended: false,
+        };
+        let breaches = BTreeSet::from([Breach::BitLost, Breach::DataDiffers]);
+        Shrinker { name: "two", best, budget: 0, breaches, known, is_only_case: false }
+    }
+
+    #[test]
+    fn only_the_same_violation_is_shrunk() {
+        let own = violation(Breach::BitLost, "a");
+        let keeps = |found: &[&Violation], known: &[(String, String)]| {
+            shrinker(known).same(found.iter().map(|&violation| violation.clone()).collect()).is_some()
+        };
+        let disk = violation(Breach::DataDiffers, "disk");
+        assert!(keeps(&[&own], &[]) && keeps(&[&disk, &own], &[]));
+        assert!(!keeps(&[&disk], &[]), "another invariant");
+        assert!(!keeps(&[&violation(Breach::BitLost, "b")], &[]), "another bitmap");
+        assert!(!keeps(&[&violation(Breach::BitLostByJob, "a")], &[]), "the same invariant, in another way");
+        assert!(!keeps(&[&own, &violation(Breach::Corrupt, "disk")], &[]), "something else has gone wrong before");
+        assert!(!keeps(&[&own], &[("no-lost-write".to_owned(), "a is".to_owned())]), "it is known");
+    }
+
+    #[test]
+    fn a_case_is_not_shrunk_to_another_one() {
+        let mut shrinker = shrinker(&[]);
+        let without = |part: &str| TWO_CASES.replace(part, "");
+        let parsed = shrinker.parse(&without("  - {size: 64k}\n")).expect("its own case is left");
+        assert!(parsed.1 && parsed.0.case.name == "128k");
+        assert!(shrinker.parse(&without("  - {size: 128k}\n")).is_none());
+        // Once it is alone it may lose its name.
+        shrinker.is_only_case = true;
+        let unnamed = without("  - {size: 64k}\n").replace("case-name: \"{{ size }}\"\n", "");
+        assert!(shrinker.parse(&unnamed).is_some());
+    }
 
     #[test]
     fn sizes_are_found_where_they_are_keys() {

@@ -13,8 +13,10 @@ use super::ranges::Ranges;
 /// One wish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Wish {
-    /// Added, cleared, or removed and perhaps added again: its content starts anew.
-    Fresh,
+    /// Added: its content starts anew.
+    Added,
+    /// Cleared.
+    Cleared,
     /// Removed.
     Removed,
     /// Enabled or disabled.
@@ -23,12 +25,23 @@ enum Wish {
     Merged(String, String),
 }
 
+/// What a transaction that failed has done to a bitmap and undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undone {
+    /// Switched off or on.
+    Switched,
+    /// Cleared.
+    Cleared,
+    /// Merged another one into it.
+    Merged,
+}
+
 /// All wishes of a command, in their order.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     wishes: Vec<((String, String), Wish)>,
-    /// What a transaction that failed has switched, and switched back: node and name.
-    tried: Vec<(String, String)>,
+    /// What a transaction that failed has done, and undone.
+    undone: Vec<((String, String), Undone)>,
     /// It was a command of its own, over at once: nothing has come in between.
     pub alone: bool,
     /// Nodes may have been closed, and bitmaps with them.
@@ -73,8 +86,14 @@ impl Asked {
             asked.add(command, arguments);
         }
         if !succeeded {
-            let switched = asked.wishes.drain(..).filter(|(_, wish)| *wish == Wish::Switched);
-            asked.tried = switched.map(|(key, _)| key).collect();
+            let undone = |wish: &Wish| match wish {
+                Wish::Switched => Some(Undone::Switched),
+                Wish::Cleared => Some(Undone::Cleared),
+                Wish::Merged(..) => Some(Undone::Merged),
+                Wish::Added | Wish::Removed => None,
+            };
+            let wishes = asked.wishes.drain(..);
+            asked.undone = wishes.filter_map(|(key, wish)| Some((key, undone(&wish)?))).collect();
         }
         asked
     }
@@ -83,7 +102,8 @@ impl Asked {
         let text = |key: &str| data.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (node, name) = (text("node"), text("name"));
         let wish = match command {
-            "block-dirty-bitmap-add" | "block-dirty-bitmap-clear" => Wish::Fresh,
+            "block-dirty-bitmap-add" => Wish::Added,
+            "block-dirty-bitmap-clear" => Wish::Cleared,
             "block-dirty-bitmap-remove" => Wish::Removed,
             "block-dirty-bitmap-enable" | "block-dirty-bitmap-disable" => Wish::Switched,
             "block-dirty-bitmap-merge" => {
@@ -110,9 +130,12 @@ impl Asked {
         own.map(|(_, wish)| wish)
     }
 
-    /// Whether a transaction that failed has switched a bitmap off or on for a while.
-    pub fn tried_to_switch(&self, key: &Key) -> bool {
-        self.tried.iter().any(|tried| tried.0 == *key.0 && tried.1 == *key.1)
+    /// What a transaction that failed has done to a bitmap and undone: the first that keeps its old contents to put
+    /// them back, else that it was switched.
+    pub fn undone(&self, key: &Key) -> Option<Undone> {
+        let own = self.undone.iter().filter(|(done, _)| done.0 == *key.0 && done.1 == *key.1);
+        let own: Vec<Undone> = own.map(|(_, undone)| *undone).collect();
+        own.iter().find(|undone| **undone != Undone::Switched).or(own.first()).copied()
     }
 
     /// Whether a bitmap was removed.
@@ -127,7 +150,7 @@ impl Asked {
         let own = list.iter().find(|dump| dump.node == key.0 && dump.name == key.1);
         for wish in self.of(key) {
             match wish {
-                Wish::Fresh | Wish::Removed => change.fresh = true,
+                Wish::Added | Wish::Cleared | Wish::Removed => change.fresh = true,
                 Wish::Switched => change.switched = true,
                 Wish::Merged(node, name) => {
                     let source = list.iter().find(|dump| *dump.node == **node && *dump.name == **name);

@@ -9,10 +9,10 @@ use std::rc::Rc;
 
 use crate::sim::BitmapDump;
 
-use super::asked::{Asked, Change};
+use super::asked::{Asked, Change, Undone};
 use super::disks::Image;
 use super::ranges::Ranges;
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 
 /// Node name and bitmap name.
 pub type Key = (Rc<str>, Rc<str>);
@@ -50,7 +50,7 @@ impl Bounds {
 pub struct Followed {
     /// What it holds.
     pub bounds: Bounds,
-    /// What was changed for certain when the last command had ended.
+    /// What was changed for certain when the last command had ended, or when all nodes were drained since.
     sure: Ranges<bool>,
     /// Whether writes reach it.
     pub recording: bool,
@@ -76,13 +76,18 @@ struct Stored {
 }
 
 impl Followed {
-    /// A transaction that failed has switched recording off and on again: nothing may be lost by that, though QEMU
-    /// itself loses what was both begun and ended meanwhile.
-    fn judge_meanwhile(&self, dump: &BitmapDump, found: &mut Vec<Violation>) {
+    /// A transaction that failed has done something to the bitmap and undone it: nothing may be lost by that, though
+    /// QEMU itself loses what was both begun and ended meanwhile. What was sure before is no part of it.
+    fn judge_meanwhile(&self, dump: &BitmapDump, undone: Undone, found: &mut Vec<Violation>) {
         if first_missing(dump, &self.sure, dump.size).is_none()
             && let Some(at) = first_missing(dump, &self.bounds.must, dump.size)
         {
-            found.push(lost(dump, at, "while a transaction that failed had switched it off"));
+            let (breach, did) = match undone {
+                Undone::Switched => (Breach::BitLostByUnswitching, "switched it off"),
+                Undone::Cleared => (Breach::BitLostByUnclearing, "cleared it"),
+                Undone::Merged => (Breach::BitLostByUnmerging, "merged into it"),
+            };
+            found.push(lost(breach, dump, at, &format!("while a transaction that failed had {did}")));
         }
     }
 
@@ -96,9 +101,10 @@ impl Followed {
         self.seen.set(size, u64::MAX - size, None);
     }
 
-    /// A command has switched recording off or on. What ends while it runs, in a drain of its transaction say, may
-    /// come before or after that: only what the bitmap shows, and what was sure before, is demanded from now on.
-    fn switched(&mut self, dump: &BitmapDump, seen: Image) {
+    /// A command has switched recording off or on, or a transaction that failed has put old contents back. What ends
+    /// while it runs may come before or after that: only what the bitmap shows, and what was sure before, is demanded
+    /// from now on.
+    fn settle(&mut self, dump: &BitmapDump, seen: Image) {
         let shown = Ranges::of(&dump.dirty);
         let changed = std::mem::replace(&mut self.bounds.must, self.sure.clone());
         for (start, end) in granules(dump, dump.size) {
@@ -121,13 +127,12 @@ fn key_of(dump: &BitmapDump) -> Key {
     (dump.node.clone(), dump.name.clone())
 }
 
-fn lost(dump: &BitmapDump, at: u64, when: &str) -> Violation {
-    let text = format!("bitmap {} of disk {} lost cluster {} {when}", dump.name, dump.node, at / dump.granularity);
-    Violation::new(Invariant::NoLostWrite, &dump.name, text)
+fn lost(breach: Breach, dump: &BitmapDump, at: u64, when: &str) -> Violation {
+    wrong(breach, dump, &format!("lost cluster {} {when}", at / dump.granularity))
 }
 
-fn wrong(dump: &BitmapDump, what: &str) -> Violation {
-    Violation::new(Invariant::ModePromise, &dump.name, format!("bitmap {} of disk {} {what}", dump.name, dump.node))
+fn wrong(breach: Breach, dump: &BitmapDump, what: &str) -> Violation {
+    Violation::new(breach, &dump.name, format!("bitmap {} of disk {} {what}", dump.name, dump.node))
 }
 
 impl Bitmaps {
@@ -148,7 +153,7 @@ impl Bitmaps {
                 self.stored.insert(key.clone(), kept);
             } else if !here && !asked.removes(key) && !asked.may_close {
                 let text = format!("bitmap {} of disk {} is gone, though nobody removed it", key.1, key.0);
-                found.push(Violation::new(Invariant::ModePromise, &key.1, text));
+                found.push(Violation::new(Breach::BitmapGone, &key.1, text));
             }
             here
         });
@@ -160,10 +165,14 @@ impl Bitmaps {
             let key = key_of(dump);
             let (seen, change) = (image(&dump.node), asked.change(&key, list));
             if asked.alone && change.as_ref().is_some_and(|change| change.fresh) && !dump.dirty.is_empty() {
-                found.push(wrong(dump, "is not clean, though it has just been added or cleared"));
+                found.push(wrong(
+                    Breach::BitFromNowhere,
+                    dump,
+                    "is not clean, though it has just been added or cleared",
+                ));
             }
             if change.as_ref().is_some_and(|change| change.unequal) {
-                found.push(wrong(dump, "took in one of another length"));
+                found.push(wrong(Breach::MergedUnequal, dump, "took in one of another length"));
             }
             match self.all.get_mut(&key) {
                 None => {
@@ -175,13 +184,13 @@ impl Bitmaps {
                 }
                 Some(followed) if dump.busy && change.is_none() => followed.busy = true,
                 Some(followed) => {
-                    if asked.tried_to_switch(&key) && followed.recording && !dump.busy {
-                        followed.judge_meanwhile(dump, found);
-                        followed.switched(dump, seen.clone());
+                    if let Some(undone) = asked.undone(&key).filter(|_| followed.recording && !dump.busy) {
+                        followed.judge_meanwhile(dump, undone, found);
+                        followed.settle(dump, seen.clone());
                     }
                     judge_change(dump, followed, change.as_ref(), found);
                     if change.as_ref().is_some_and(|change| change.switched) {
-                        followed.switched(dump, seen.clone());
+                        followed.settle(dump, seen.clone());
                     }
                     if change.as_ref().is_some_and(|change| change.fresh) {
                         followed.bounds = Bounds::exactly(dump);
@@ -201,11 +210,12 @@ impl Bitmaps {
     fn judge_come(&self, dump: &BitmapDump, stored: Option<&Stored>, trusted: bool, found: &mut Vec<Violation>) {
         // An image may have been opened under another name, or twice.
         let namesake = || self.stored.keys().chain(self.all.keys()).any(|key| key.1 == dump.name);
+        let come = |what: &str| wrong(Breach::BitmapFromNowhere, dump, what);
         match stored {
             Some(stored) if trusted => judge_loaded(dump, stored, found),
             Some(_) => {}
-            None if !dump.persistent => found.push(wrong(dump, "is there, though nobody has added it")),
-            None if trusted && !namesake() => found.push(wrong(dump, "is in the image, though nobody has stored it")),
+            None if !dump.persistent => found.push(come("is there, though nobody has added it")),
+            None if trusted && !namesake() => found.push(come("is in the image, though nobody has stored it")),
             None => {}
         }
     }
@@ -261,6 +271,13 @@ impl Bitmaps {
         }
     }
 
+    /// All nodes are drained: what has been changed so far is in the bitmaps.
+    pub fn drained(&mut self) {
+        for followed in self.all.values_mut() {
+            followed.sure = followed.bounds.must.clone();
+        }
+    }
+
     fn recording<'a>(&'a mut self, disk: &'a str) -> impl Iterator<Item = &'a mut Followed> {
         let all = self.all.iter_mut();
         all.filter(move |(key, followed)| &*key.0 == disk && followed.recording).map(|(_, followed)| followed)
@@ -293,10 +310,10 @@ fn judge_change(dump: &BitmapDump, followed: &Followed, change: Option<&Change>,
         bounds.add(&change.merged, dump.size);
     }
     if let Some(at) = first_missing(dump, &bounds.must, dump.size) {
-        found.push(lost(dump, at, "in a command that did not clear it"));
+        found.push(lost(Breach::BitLost, dump, at, "in a command that did not clear it"));
     } else if let Some(at) = first_surplus(dump, &bounds.may, dump.size) {
         let what = format!("has cluster {}, which nobody wrote", at / dump.granularity);
-        found.push(wrong(dump, &what));
+        found.push(wrong(Breach::BitFromNowhere, dump, &what));
     }
     if change.is_none_or(|change| !change.switched) {
         judge_kind(dump, followed, found);
@@ -311,31 +328,35 @@ fn judge_kind(dump: &BitmapDump, followed: &Followed, found: &mut Vec<Violation>
         (followed.granularity != dump.granularity, "has a granularity"),
     ];
     for (_, what) in others.iter().filter(|(changed, _)| *changed) {
-        found.push(wrong(dump, &format!("{what}, other than before, though nobody asked for that")));
+        let text = format!("{what}, other than before, though nobody asked for that");
+        found.push(wrong(Breach::BitmapChanged, dump, &text));
     }
 }
 
 /// A bitmap comes back from its image.
 fn judge_loaded(dump: &BitmapDump, stored: &Stored, found: &mut Vec<Violation>) {
     let followed = &stored.followed;
-    let stale = |what: &str| {
-        let text = format!("bitmap {} of disk {} {what}", dump.name, dump.node);
-        Violation::new(Invariant::Image, &dump.name, text)
-    };
     match (stored.killed || followed.inconsistent, dump.inconsistent) {
-        (true, false) => found.push(stale("is believed, though it was in use when the machine died")),
-        (false, true) => found.push(stale("is inconsistent, though its image was closed in order")),
+        (true, false) => {
+            let what = "is believed, though it was in use when the machine died";
+            found.push(wrong(Breach::StaleBelieved, dump, what));
+        }
+        (false, true) => {
+            let what = "is inconsistent, though its image was closed in order";
+            found.push(wrong(Breach::NotBelieved, dump, what));
+        }
         (false, false) => {
             if let Some(at) = first_missing(dump, &followed.bounds.must, dump.size) {
-                found.push(lost(dump, at, "on its way through the image"));
+                found.push(lost(Breach::BitLostInImage, dump, at, "on its way through the image"));
             } else if let Some(at) = first_surplus(dump, &followed.bounds.may, dump.size) {
-                found.push(wrong(dump, &format!("came back with cluster {}", at / dump.granularity)));
+                let what = format!("came back with cluster {}", at / dump.granularity);
+                found.push(wrong(Breach::BitFromNowhere, dump, &what));
             }
             if followed.recording != dump.recording {
-                found.push(wrong(dump, "came back otherwise enabled than it was"));
+                found.push(wrong(Breach::BitmapChanged, dump, "came back otherwise enabled than it was"));
             }
             if followed.granularity != dump.granularity {
-                found.push(wrong(dump, "came back with another granularity"));
+                found.push(wrong(Breach::BitmapChanged, dump, "came back with another granularity"));
             }
         }
         (true, true) => {}

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::sim::{BackupCreated, Nanos};
 
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 
 /// What a request of a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +83,9 @@ impl Conduct {
         }
     }
 
-    fn violation(&self, text: &str) -> Violation {
+    fn violation(&self, breach: Breach, text: &str) -> Violation {
         let job = &self.created.job;
-        Violation::new(Invariant::LifeCycle, job, format!("job {job} {text}"))
+        Violation::new(breach, job, format!("job {job} {text}"))
     }
 
     /// Whether the job is there.
@@ -136,7 +136,7 @@ impl Conduct {
             self.drained();
         }
         if (last, next) == ("pending", "concluded") && !self.created.auto_finalize && !self.may_finalize {
-            found.push(self.violation("was finalized though nobody asked for that"));
+            found.push(self.violation(Breach::Unasked, "was finalized though nobody asked for that"));
         }
         let was_started = matches!(last, "concluded") && !self.created.auto_dismiss;
         self.went_unasked |= was_started && next == "null" && !self.may_go;
@@ -150,11 +150,11 @@ impl Conduct {
         if self.under_way > created.workers {
             let text =
                 format!("copies {} areas at once, though it may have {} workers", self.under_way, created.workers);
-            found.push(self.violation(&text));
+            found.push(self.violation(Breach::LimitBroken, &text));
         }
         if created.max_chunk > 0 && request.bytes > created.max_chunk.next_multiple_of(created.cluster) {
             let text = format!("copies {} bytes at once, its max-chunk is {}", request.bytes, created.max_chunk);
-            found.push(self.violation(&text));
+            found.push(self.violation(Breach::LimitBroken, &text));
         }
         if !request.begins_copy {
             return;
@@ -163,7 +163,7 @@ impl Conduct {
             stop.begun += 1;
             if stop.begun == DECIDED + 1 {
                 let text = format!("job {} goes on to copy after {}", created.job, stop.why);
-                found.push(Violation::new(Invariant::LifeCycle, &created.job, text));
+                found.push(Violation::new(Breach::GoesOn, &created.job, text));
             }
         }
         self.since.1 += request.bytes;
@@ -178,7 +178,7 @@ impl Conduct {
         let most = share(u128::from(now - start)) + 2 * share(SLICE) + 4 * u128::from(self.largest);
         if self.speed > 0 && u128::from(bytes) > most {
             let text = format!("copies {bytes} bytes in {} ms, its speed is {}", (now - start) / 1_000_000, self.speed);
-            found.push(self.violation(&text));
+            found.push(self.violation(Breach::LimitBroken, &text));
             self.since = (now, 0);
         }
     }
@@ -204,13 +204,13 @@ impl Conduct {
         let mut told = events.iter().filter(is_own).peekable();
         let must_tell = ended == Some(true) && !self.failures.is_empty() && !self.interrupted;
         if must_tell && told.peek().is_none() {
-            found.push(self.violation("told nobody that its copying failed"));
+            found.push(self.violation(Breach::WrongEvent, "told nobody that its copying failed"));
         }
         for (_, data) in told {
             let reads = data["operation"].as_str() == Some("read");
             if !self.failures.contains(&reads) {
                 let what = if reads { "reading" } else { "writing" };
-                found.push(self.violation(&format!("told that {what} failed, which it did not")));
+                found.push(self.violation(Breach::WrongEvent, &format!("told that {what} failed, which it did not")));
             }
         }
     }
@@ -218,14 +218,14 @@ impl Conduct {
     /// Judges where it stands when it had all the time of the world; `group` are the states of the other members.
     pub fn judge_rest(&self, state: &str, group: &[&str], found: &mut Vec<Violation>) {
         if self.user_paused && !matches!(state, "paused" | "concluded" | "waiting" | "pending") {
-            found.push(self.violation(&format!("was told to pause, and is {state}")));
+            found.push(self.violation(Breach::WrongRest, &format!("was told to pause, and is {state}")));
         }
         let works = |other: &&str| matches!(*other, "created" | "running" | "paused");
         if state == "waiting" && !group.iter().any(works) {
-            found.push(self.violation("waits, though all of its group are done"));
+            found.push(self.violation(Breach::WrongRest, "waits, though all of its group are done"));
         }
         if state == "pending" && self.created.auto_finalize && group.is_empty() {
-            found.push(self.violation("is pending, though it finalizes by itself"));
+            found.push(self.violation(Breach::WrongRest, "is pending, though it finalizes by itself"));
         }
     }
 
@@ -237,7 +237,7 @@ impl Conduct {
     /// It went though nobody made it go, and the machine did not end.
     pub fn judge_end(&self, found: &mut Vec<Violation>) {
         if self.went_unasked {
-            found.push(self.violation("was dismissed though nobody asked for that"));
+            found.push(self.violation(Breach::Unasked, "was dismissed though nobody asked for that"));
         }
     }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use crate::sim::Runs;
 
 use super::ranges::Ranges;
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 
 /// The bytes of a disk; none where nobody can know.
 pub type Image = Ranges<Option<u8>>;
@@ -174,7 +174,7 @@ impl Disks {
             && let Some(difference) = first_difference(image, request.offset, read)
         {
             let text = format!("a guest read {} of disk {}", difference, request.disk);
-            found.push(Violation::new(Invariant::Guest, &request.disk, text));
+            found.push(Violation::new(Breach::DataDiffers, &request.disk, text));
         }
         Some(request)
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::jobs::{BackupRecord, may_follow};
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 
 /// What the events have told about one job so far.
 struct Seen {
@@ -53,7 +53,7 @@ pub fn judge_events(
             _ => None,
         };
         if let Some(wrong) = wrong {
-            found.push(Violation::new(Invariant::LifeCycle, id, format!("job {id}: {wrong}")));
+            found.push(Violation::new(Breach::WrongEvent, id, format!("job {id}: {wrong}")));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::sim::{BackupCreated, BitmapDump};
 use super::bitmaps::{Bounds, first_missing, first_surplus};
 use super::disks::Image;
 use super::ranges::Ranges;
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 
 /// The bitmap as the job left it, and what guests had written by then.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl BackupRecord {
             && !may_follow(last, next)
         {
             let text = format!("job {} went from {last} to {next}", self.job());
-            found.push(Violation::new(Invariant::LifeCycle, &self.created.job, text));
+            found.push(Violation::new(Breach::Transition, &self.created.job, text));
         }
         self.started |= next == "running";
         self.states.push(next);
@@ -112,7 +112,7 @@ impl BackupRecord {
         };
         if let Some(wrong) = wrong {
             let text = format!("job {} {wrong}: offset {offset}, len {len}", self.job());
-            found.push(Violation::new(Invariant::LifeCycle, &self.created.job, text));
+            found.push(Violation::new(Breach::WrongOffset, &self.created.job, text));
         }
     }
 
@@ -200,15 +200,15 @@ impl BackupRecord {
                 "the job did not copy it"
             };
             let text = format!("bitmap {} lacks cluster {} {at_end}: {why}", dump.name, at / dump.granularity);
-            let invariant = if written || succeeded { Invariant::NoLostWrite } else { Invariant::ModePromise };
-            found.push(Violation::new(invariant, &dump.name, text));
+            let breach = if written || succeeded { Breach::BitLostByJob } else { Breach::BitForgotten };
+            found.push(Violation::new(breach, &dump.name, text));
         } else if let Some(at) = first_surplus(dump, &promised.may, length) {
             let text = format!(
                 "bitmap {} still has cluster {} {at_end}, which no guest wrote since and the mode does not keep",
                 dump.name,
                 at / dump.granularity
             );
-            found.push(Violation::new(Invariant::ModePromise, &dump.name, text));
+            found.push(Violation::new(Breach::BitKept, &dump.name, text));
         }
     }
 
@@ -250,7 +250,7 @@ pub fn judge_groups(jobs: &[BackupRecord], found: &mut Vec<Violation>) {
                 "job {} succeeded though job {} of the same group did not",
                 job.created.job, failed.created.job
             );
-            found.push(Violation::new(Invariant::LifeCycle, &job.created.job, text));
+            found.push(Violation::new(Breach::GroupDiffers, &job.created.job, text));
         }
     }
 }

@@ -19,5 +19,5 @@ pub mod violation;
 pub mod watch;
 
 pub use final_state::FinalState;
-pub use violation::{Invariant, Violation};
+pub use violation::{Breach, Invariant, Violation};
 pub use watch::Watch;

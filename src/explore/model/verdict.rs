@@ -11,7 +11,7 @@ use super::events::judge_events;
 use super::final_state::FinalState;
 use super::jobs::{BackupRecord, judge_groups};
 use super::ranges::{Ranges, Stretch};
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 use super::watch::Watch;
 
 /// ETIMEDOUT.
@@ -70,7 +70,7 @@ impl Watch {
             let endless = self.jobs.iter().any(|job| job.created.job == *id && job.created.sync == "none");
             if matches!(*status, "created" | "running" | "aborting") && !endless {
                 let text = format!("job {id} is {status} and nothing happens any more");
-                found.push(Violation::new(Invariant::Progress, id, text));
+                found.push(Violation::new(Breach::Unended, id, text));
             }
         }
         for request in self.disks.unanswered() {
@@ -78,7 +78,7 @@ impl Watch {
                 "a guest's {} of disk {} at byte {} is never answered",
                 request.operation, request.disk, request.offset
             );
-            found.push(Violation::new(Invariant::Progress, &request.disk, text));
+            found.push(Violation::new(Breach::Unended, &request.disk, text));
         }
     }
 
@@ -90,7 +90,7 @@ impl Watch {
                 let text = format!(
                     "a guest's {operation} of disk {disk} at byte {offset} failed with errno {error}, which no device gave"
                 );
-                found.push(Violation::new(Invariant::Guest, disk, text));
+                found.push(Violation::new(Breach::ErrorFromNowhere, disk, text));
             }
         }
     }
@@ -110,7 +110,7 @@ impl Watch {
                     difference.at / created.cluster,
                     created.target
                 );
-                found.push(Violation::new(Invariant::PointInTime, &created.job, text));
+                found.push(Violation::new(Breach::TargetDiffers, &created.job, text));
             } else if self.chain_is_complete(job, state)
                 && let Some(difference) = first_difference(&job.point, 0, content)
             {
@@ -118,7 +118,7 @@ impl Watch {
                     "target {} over its chain holds {difference}, so job {} can't be restored",
                     created.target, created.job
                 );
-                found.push(Violation::new(Invariant::RestoreChain, &created.job, text));
+                found.push(Violation::new(Breach::ChainDiffers, &created.job, text));
             }
         }
     }
@@ -146,7 +146,7 @@ impl Watch {
             let Some(content) = state.content.get(disk) else { continue };
             if let Some(difference) = first_difference(image, 0, content) {
                 let text = format!("disk {disk} holds {difference} though its guest was told otherwise");
-                found.push(Violation::new(Invariant::Guest, disk, text));
+                found.push(Violation::new(Breach::DataDiffers, disk, text));
             }
         }
     }
@@ -161,7 +161,7 @@ impl Watch {
                 state.content.get(&dump.node).map(|content| content.iter().map(|(bytes, _)| bytes).sum::<u64>());
             if let Some(length) = length.filter(|length| *length != dump.size) {
                 let text = format!("bitmap {} of disk {} covers {} bytes of {length}", dump.name, dump.node, dump.size);
-                found.push(Violation::new(Invariant::NoLostWrite, &dump.name, text));
+                found.push(Violation::new(Breach::WrongLength, &dump.name, text));
             }
             let mut must = followed.bounds.must.clone();
             if let Some(content) = state.content.get(&dump.node) {
@@ -171,7 +171,7 @@ impl Watch {
                 let cluster = at / dump.granularity;
                 let text =
                     format!("bitmap {} of disk {} lacks cluster {cluster}, which was written", dump.name, dump.node);
-                found.push(Violation::new(Invariant::NoLostWrite, &dump.name, text));
+                found.push(Violation::new(Breach::BitLost, &dump.name, text));
             }
         }
     }
@@ -186,7 +186,7 @@ impl Watch {
         let anonymous = state.stray_bitmaps.iter().map(|name| ("an anonymous bitmap of", name));
         for (what, name) in busy.chain(filters).chain(blocked).chain(anonymous) {
             let text = format!("no job is left, but {what} {name} is");
-            found.push(Violation::new(Invariant::LifeCycle, name, text));
+            found.push(Violation::new(Breach::LeftBehind, name, text));
         }
     }
 }

@@ -15,7 +15,7 @@ use super::disks::{Disks, Image, first_difference};
 use super::given_up::GivenUp;
 use super::jobs::{BackupRecord, Settled};
 use super::ranges::Ranges;
-use super::violation::{Invariant, Violation};
+use super::violation::{Breach, Violation};
 
 /// A request to some node under way.
 struct Request {
@@ -183,7 +183,7 @@ impl Watch {
     fn guest_begins(&mut self, id: u64, disk: &Rc<str>, operation: &'static str, range: (u64, u64), content: &Runs) {
         if self.all_drained > 0 {
             let text = format!("a guest's {operation} of disk {disk} begins while all nodes are drained");
-            self.found.push(Violation::new(Invariant::Guest, disk, text));
+            self.found.push(Violation::new(Breach::NotDrained, disk, text));
         }
         self.disks.begin(id, disk, operation, range, content);
     }
@@ -206,7 +206,7 @@ impl Watch {
         }
         if !self.given_up.has(start, end) {
             let text = format!("a reader of {disk} is refused bytes {start} to {end}, which nobody has given up");
-            self.found.push(Violation::new(Invariant::Fleecing, disk, text));
+            self.found.push(Violation::new(Breach::SnapshotRefused, disk, text));
         }
     }
 
@@ -221,7 +221,7 @@ impl Watch {
         for job in self.jobs.iter().filter(|job| job.is_at_rest() && job.copies_with(&request.node, &request.owner)) {
             let state = job.states.last().copied().unwrap_or_default();
             let text = format!("job {} is {state}, but goes on to copy", job.created.job);
-            self.found.push(Violation::new(Invariant::LifeCycle, &job.created.job, text));
+            self.found.push(Violation::new(Breach::CopiesAtRest, &job.created.job, text));
         }
         let own = self.jobs.iter().filter(|job| job.copies_with(&request.node, &request.owner));
         for job in own {
@@ -243,7 +243,7 @@ impl Watch {
         }
         if request.operation != "flush" && self.drained.contains(&request.node) {
             let text = format!("a {} of node {} begins in a drained section of it", request.operation, request.node);
-            self.found.push(Violation::new(Invariant::Guest, &request.node, text));
+            self.found.push(Violation::new(Breach::NotDrained, &request.node, text));
         }
         self.requests.insert(id, request);
     }
@@ -280,6 +280,9 @@ impl Watch {
             self.conduct.iter_mut().for_each(Conduct::drained);
         }
         let Some(node) = node else {
+            if begins {
+                self.bitmaps.drained();
+            }
             self.all_drained = if begins { self.all_drained + 1 } else { self.all_drained.saturating_sub(1) };
             return;
         };
@@ -292,7 +295,7 @@ impl Watch {
         let still = self.requests.values().find(|request| request.node == *node && request.operation != "flush");
         if let Some(request) = still {
             let text = format!("node {node} counts as drained with a {} of it under way", request.operation);
-            self.found.push(Violation::new(Invariant::Guest, node, text));
+            self.found.push(Violation::new(Breach::NotDrained, node, text));
         }
         self.drained.push(node.clone());
     }
@@ -370,7 +373,7 @@ impl Watch {
         });
         if let Some(difference) = first_difference(blurred.as_ref().unwrap_or(&snapshot.image), offset, content) {
             let text = format!("a reader of the snapshot of disk {} got {difference}", snapshot.source);
-            self.found.push(Violation::new(Invariant::Fleecing, &snapshot.source, text));
+            self.found.push(Violation::new(Breach::SnapshotDiffers, &snapshot.source, text));
         }
     }
 
@@ -436,7 +439,7 @@ impl Watch {
             let copying = self.requests.values().any(|one| job.copies_with(&one.node, &one.owner));
             if job.is_at_rest() && copying {
                 let text = format!("job {id} is {status} while it still copies");
-                found.push(Violation::new(Invariant::LifeCycle, id, text));
+                found.push(Violation::new(Breach::CopiesAtRest, id, text));
             }
             if status == "concluded" && job.succeeded.is_none() {
                 // It never ran, so nobody was told of its end.
