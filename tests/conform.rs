@@ -182,6 +182,7 @@ fn random_schedule(scenario: &str, index: u64) -> ReplayFile {
     ReplayFile {
         backsim: env!("CARGO_PKG_VERSION").to_owned(),
         invariant: "point-in-time".to_owned(),
+        breach: "target-differs".to_owned(),
         violation: String::new(),
         case: setup.case.name.clone(),
         defects: Vec::new(),
