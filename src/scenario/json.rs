@@ -108,7 +108,10 @@ fn write_map(out: &mut String, map: &Map<String, Value>, indent: Option<usize>, 
 
 fn write_string(out: &mut String, text: &str) {
     out.push('"');
-    for c in text.chars() {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+    let plain = text.bytes().position(|byte| !is_plain(byte)).unwrap_or(text.len());
+    out.push_str(&text[..plain]);
+    for c in text[plain..].chars() {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
