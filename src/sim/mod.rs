@@ -8,6 +8,7 @@
 //! No other module may decide who runs next, look at a clock, or draw a random number of its own.
 
 pub mod access;
+mod arrivals;
 mod choices;
 mod executor;
 mod poll;

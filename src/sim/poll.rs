@@ -10,7 +10,7 @@
 //! ready (`ppoll`), that is once in a turn and once in each nested poll, after the slice of bottom halves and
 //! before the monitor or the condition. Nothing can come between two bottom halves of one slice.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use super::Nanos;
 use super::access::{self, Mode};
+use super::arrivals::{Arrival, ArrivalKey, Arrivals, Arrives, Class};
 use super::choices::{Alternative, ChoicePoint, Footprint};
 use super::executor::{Sim, TaskId};
 use super::shared::Cell;
@@ -38,44 +39,6 @@ enum BottomHalf {
     Frame(Rc<str>, Rc<str>, Pin<Box<dyn Future<Output = ()>>>),
     /// Runs all coroutines scheduled so far, oldest first.
     ScheduledCoroutines,
-}
-
-/// Order among arrivals at the same time.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
-    Completion,
-    Timer,
-    Actor,
-    /// How long a client waits before it gives up: the last thing to happen, never chosen early.
-    Patience,
-}
-
-/// Where an arrival stands among those that are due; in this order the loop takes them by itself.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct ArrivalKey {
-    at: Nanos,
-    class: Class,
-    /// Completions: how many rounds of completions had been delivered when the request was made; else 0. What was
-    /// asked for between two rounds is found complete by one poll.
-    round: u64,
-    /// Within a round the newest request is told first, as QEMU's thread pool does (`util/thread-pool.c`); all
-    /// else comes in the order in which it was asked for.
-    place: u64,
-    /// Counts all arrivals of the run, from 1; 0 is the loop itself.
-    sequence: u64,
-}
-
-enum Arrives {
-    Wake(TaskId),
-    Actor(TaskId),
-    Call(Box<dyn FnOnce()>),
-}
-
-struct Arrival {
-    what: Arrives,
-    footprint: Footprint,
-    /// See [`Alternative::event`].
-    event: u64,
 }
 
 /// What comes next at a poll point.
@@ -111,7 +74,7 @@ pub(super) struct EventLoop {
     scheduled: VecDeque<TaskId>,
     monitor_pending: VecDeque<BottomHalf>,
     monitor_slice: VecDeque<BottomHalf>,
-    arrivals: BTreeMap<ArrivalKey, Arrival>,
+    arrivals: Arrivals,
     sequence: u64,
     /// Rounds of completions that have begun to be delivered.
     round: u64,
@@ -247,7 +210,7 @@ impl EventLoop {
         self.frames.clear();
         self.looked = false;
         self.turn = Turn::Main;
-        self.arrivals.retain(|key, _| key.class == Class::Actor);
+        self.arrivals.keep_actors();
     }
 
     fn is_idle(&self) -> bool {
@@ -464,7 +427,7 @@ impl Sim {
     }
 
     fn deliver_next(&self) -> Result<(), Stop> {
-        let key = self.0.events.borrow().arrivals.first_key_value().map(|(key, _)| *key);
+        let key = self.0.events.borrow().arrivals.first();
         match key {
             None => Err(Stop::Idle),
             Some(key) => {
@@ -516,7 +479,7 @@ impl Sim {
                 let footprint = Footprint { writes: !events.can_only_look(), ..Footprint::named("loop") };
                 alternatives.push(Alternative { footprint, sequence: 0, event: 0 });
             }
-            for (key, arrival) in &events.arrivals {
+            for (key, arrival) in events.arrivals.iter() {
                 if key.class != Class::Patience {
                     keys.push(Some(*key));
                     let Arrival { footprint, event, .. } = *arrival;

@@ -169,6 +169,11 @@ impl Qcow2 {
         self.file
     }
 
+    /// Whether refcounts in the file may be wrong until the image is closed or repaired.
+    pub fn is_dirty(&self) -> bool {
+        self.header.borrow().incompatible & INCOMPAT_DIRTY != 0
+    }
+
     /// Whether corruption has detached the driver from its node.
     pub fn is_ejected(&self) -> bool {
         self.ejected.get()
@@ -191,7 +196,7 @@ impl Qcow2 {
 
     /// Whether refcounts in the file must be right at all times.
     fn needs_accurate_refcounts(&self) -> bool {
-        self.header.borrow().incompatible & INCOMPAT_DIRTY == 0
+        !self.is_dirty()
     }
 }
 

@@ -43,6 +43,9 @@ impl<T: Copy + Eq> Ranges<T> {
             return;
         }
         let end = offset.saturating_add(bytes);
+        if self.has_all(offset, end, value) {
+            return;
+        }
         let behind = self.at(end);
         let from = self.runs.partition_point(|(start, _)| *start < offset);
         let to = self.runs.partition_point(|(start, _)| *start <= end);

@@ -59,6 +59,9 @@ impl BitmapName {
     }
 }
 
+/// With no bitmap to merge QEMU looks at nothing but the target's name, and frees a copy that it has not made when it commits.
+pub(super) const MERGE_OF_NOTHING: &str = "not modelled: a merge of no bitmaps, which crashes QEMU";
+
 /// Arguments of block-dirty-bitmap-merge; a source without a node is on the target's.
 #[derive(Clone, Debug)]
 pub(super) struct BitmapMerge {
@@ -68,6 +71,11 @@ pub(super) struct BitmapMerge {
 }
 
 impl BitmapMerge {
+    /// Whether there is no bitmap to merge; see [`MERGE_OF_NOTHING`].
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
     pub(super) fn parse(args: &Args<'_>) -> Result<BitmapMerge, QmpError> {
         let (node, target) = (args.str("node")?.to_owned(), args.str("target")?.to_owned());
         let mut sources = Vec::new();
@@ -217,9 +225,6 @@ impl Machine {
     /// Merges; gives the target and its old contents. A failing source leaves the target as it was.
     pub(super) fn bitmap_merge(&self, merge: &BitmapMerge) -> Result<(Found, Bits), QmpError> {
         let target = self.find_bitmap(&merge.node, &merge.target)?;
-        if merge.sources.is_empty() {
-            return Err("not modelled: a merge of no bitmaps, which crashes QEMU".into());
-        }
         let old = self.edit(&target, |bitmap| bitmap.contents());
         for (node, name) in &merge.sources {
             let source = self.find_bitmap(node.as_deref().unwrap_or(&merge.node), name);
@@ -263,7 +268,11 @@ impl Machine {
                 self.bitmap_switch(&BitmapName::parse(&args)?, command.ends_with("enable"))?;
             }
             "block-dirty-bitmap-merge" => {
-                self.bitmap_merge(&BitmapMerge::parse(&args)?)?;
+                let merge = BitmapMerge::parse(&args)?;
+                self.bitmap_merge(&merge)?;
+                if merge.is_empty() {
+                    return Err(MERGE_OF_NOTHING.into());
+                }
             }
             _ => return self.bitmap_sha256(&BitmapName::parse(&args)?),
         }

@@ -106,13 +106,14 @@ impl Machine {
         info
     }
 
-    /// Whether the driver below all filters answers `bdrv_get_info`.
-    fn tells_info(&self, node: &Node) -> bool {
+    /// Whether the image was not closed in order so far, if the driver below all filters answers `bdrv_get_info`.
+    fn dirty_flag(&self, node: &Node) -> Option<bool> {
         let below = self.block.node(self.block.skip_filters(node.id));
         match &*below.driver.borrow() {
-            Driver::File(_) | Driver::Qcow2(_) => true,
-            Driver::Raw(_) => below.primary_child().is_some_and(|child| self.tells_info(&self.block.node(child))),
-            _ => false,
+            Driver::File(_) => Some(false),
+            Driver::Qcow2(qcow2) => Some(qcow2.is_dirty()),
+            Driver::Raw(_) => below.primary_child().and_then(|child| self.dirty_flag(&self.block.node(child))),
+            _ => None,
         }
     }
 
@@ -142,8 +143,8 @@ impl Machine {
         if let Some(size) = self.block.allocated_size(node.id) {
             image["actual-size"] = size.into();
         }
-        if self.tells_info(node) {
-            image["dirty-flag"] = false.into();
+        if let Some(dirty) = self.dirty_flag(node) {
+            image["dirty-flag"] = dirty.into();
         }
         if let Some(qcow2) = node.qcow2() {
             let mut specific = json!({"type": "qcow2"});

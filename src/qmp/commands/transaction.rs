@@ -15,7 +15,7 @@ use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
 
 use super::backup::{BackupAction, BackupArgs};
-use super::bitmaps::{BitmapAdd, BitmapMerge, BitmapName, Found};
+use super::bitmaps::{BitmapAdd, BitmapMerge, BitmapName, Found, MERGE_OF_NOTHING};
 use super::snapshot::{SnapshotAction, SnapshotArgs};
 
 /// An action as asked for.
@@ -29,6 +29,12 @@ enum Action {
     Merge(BitmapMerge),
     Backup(Box<BackupArgs>),
     Snapshot(SnapshotArgs),
+}
+
+impl Action {
+    fn merges_nothing(&self) -> bool {
+        matches!(self, Action::Merge(merge) if merge.is_empty())
+    }
 }
 
 /// What a prepared action needs for the rest of its life.
@@ -167,6 +173,9 @@ impl Machine {
                 break;
             }
         }
+        if failure.is_none() && actions.iter().any(|(action, _)| action.merges_nothing()) {
+            failure = Some(MERGE_OF_NOTHING.into());
+        }
         let reverse = self.block.quirks.transaction_reverse;
         match failure {
             None => {
@@ -209,7 +218,10 @@ impl Machine {
                 true => Prepared::Switched(found, true),
                 false => Prepared::Nothing,
             }),
-            Action::Merge(merge) => self.bitmap_merge(merge).map(|(found, old)| Prepared::Changed(found, old)),
+            Action::Merge(merge) => self.bitmap_merge(merge).map(|(found, old)| match merge.is_empty() {
+                true => Prepared::Nothing,
+                false => Prepared::Changed(found, old),
+            }),
             Action::Backup(args) => {
                 let (backup, result) = self.backup_prepare(args, txn).await;
                 return (backup.map_or(Prepared::Nothing, Prepared::Backup), result);

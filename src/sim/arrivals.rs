@@ -1,0 +1,122 @@
+//! Arrivals: what comes from outside QEMU, in the order in which the loop takes it by itself.
+//!
+//! Only the queue; `poll.rs` decides when an arrival is delivered. A run has few arrivals pending at a time, and looks
+//! at all of them at each decision, so they lie side by side. The order must depend on nothing but the keys.
+
+use std::collections::VecDeque;
+
+use super::Nanos;
+use super::choices::Footprint;
+use super::executor::TaskId;
+
+/// Order among arrivals at the same time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// A device has done something.
+    Completion,
+    /// A timer has expired.
+    Timer,
+    /// A client or guest goes on.
+    Actor,
+    /// How long a client waits before it gives up: the last thing to happen, never chosen early.
+    Patience,
+}
+
+/// Where an arrival stands among those that are due; in this order the loop takes them by itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ArrivalKey {
+    /// When it is due, ns.
+    pub(super) at: Nanos,
+    pub(super) class: Class,
+    /// Completions: how many rounds of completions had been delivered when the request was made; else 0. What was
+    /// asked for between two rounds is found complete by one poll.
+    pub(super) round: u64,
+    /// Within a round the newest request is told first, as QEMU's thread pool does (`util/thread-pool.c`); all
+    /// else comes in the order in which it was asked for.
+    pub(super) place: u64,
+    /// Counts all arrivals of the run, from 1; 0 is the loop itself.
+    pub(super) sequence: u64,
+}
+
+/// What happens when it arrives.
+pub(super) enum Arrives {
+    Wake(TaskId),
+    Actor(TaskId),
+    Call(Box<dyn FnOnce()>),
+}
+
+/// Something that is to come.
+pub(super) struct Arrival {
+    pub(super) what: Arrives,
+    pub(super) footprint: Footprint,
+    /// See [`super::Alternative::event`].
+    pub(super) event: u64,
+}
+
+/// What is to come, in the order of the keys.
+#[derive(Default)]
+pub(super) struct Arrivals(VecDeque<(ArrivalKey, Arrival)>);
+
+impl Arrivals {
+    fn place_of(&self, key: &ArrivalKey) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.cmp(key))
+    }
+
+    /// Adds one; no two have the same key.
+    pub(super) fn insert(&mut self, key: ArrivalKey, arrival: Arrival) {
+        let place = self.place_of(&key).unwrap_or_else(|place| place);
+        self.0.insert(place, (key, arrival));
+    }
+
+    /// Takes one out, if it is still to come.
+    pub(super) fn remove(&mut self, key: &ArrivalKey) -> Option<Arrival> {
+        let place = self.place_of(key).ok()?;
+        self.0.remove(place).map(|(_, arrival)| arrival)
+    }
+
+    /// The one that the loop would take.
+    pub(super) fn first(&self) -> Option<ArrivalKey> {
+        self.0.front().map(|(key, _)| *key)
+    }
+
+    /// All of them, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(ArrivalKey, Arrival)> {
+        self.0.iter()
+    }
+
+    /// Forgets all but those of actors: the process that waited for the others is gone.
+    pub(super) fn keep_actors(&mut self) {
+        self.0.retain(|(key, _)| key.class == Class::Actor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(at: Nanos, class: Class, place: u64) -> ArrivalKey {
+        ArrivalKey { at, class, round: 0, place, sequence: place }
+    }
+
+    #[test]
+    fn time_decides_then_class_then_place() {
+        let mut arrivals = Arrivals::default();
+        let order = [
+            key(1, Class::Actor, 9),
+            key(2, Class::Completion, 3),
+            key(2, Class::Completion, 7),
+            key(2, Class::Timer, 1),
+            key(2, Class::Actor, 2),
+        ];
+        for index in [3, 0, 4, 2, 1] {
+            let what = Arrives::Call(Box::new(|| ()));
+            arrivals.insert(order[index], Arrival { what, footprint: Footprint::named("test"), event: 0 });
+        }
+        let sequences = |arrivals: &Arrivals| arrivals.iter().map(|(key, _)| key.sequence).collect::<Vec<_>>();
+        assert_eq!(sequences(&arrivals), [9, 3, 7, 1, 2]);
+        assert!(arrivals.remove(&order[2]).is_some());
+        assert!(arrivals.remove(&order[2]).is_none(), "it has been taken out already");
+        arrivals.keep_actors();
+        assert_eq!(sequences(&arrivals), [9, 2]);
+    }
+}
