@@ -116,6 +116,9 @@ impl Block {
         bytes: u64,
         flags: ReqFlags,
     ) -> Res<()> {
+        if flags.contains(ReqFlags::NO_FALLBACK) && !self.promises_zeroes(node) {
+            return Err(Errno::ENOTSUP);
+        }
         let align = self.zeroes_alignment(node);
         let max_transfer = self.max_transfer(node).min(MAX_BOUNCE_BYTES);
         let max_zeroes = self.max_write_zeroes(node, align);
@@ -146,6 +149,19 @@ impl Block {
             self.co_flush(node.id).await?;
         }
         Ok(())
+    }
+
+    /// Whether the driver takes zero writes that must not fall back to data at all (`BDRV_REQ_NO_FALLBACK` among its
+    /// `supported_zero_flags`).
+    fn promises_zeroes(&self, node: &Node) -> bool {
+        match &*node.driver.borrow() {
+            Driver::File(_) => true,
+            Driver::Qcow2(qcow2) => qcow2.version() >= 3,
+            Driver::Raw(_) | Driver::Blkdebug(_) | Driver::CopyBeforeWrite(_) => {
+                node.primary_child().is_some_and(|child| self.promises_zeroes(&self.node(child)))
+            }
+            Driver::None | Driver::Null(_) | Driver::SnapshotAccess => false,
+        }
     }
 
     fn max_write_zeroes(&self, node: &Node, align: u64) -> u64 {
