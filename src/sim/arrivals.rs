@@ -58,19 +58,15 @@ pub(super) struct Arrival {
 pub(super) struct Arrivals(VecDeque<(ArrivalKey, Arrival)>);
 
 impl Arrivals {
-    fn place_of(&self, key: &ArrivalKey) -> Result<usize, usize> {
-        self.0.binary_search_by(|(other, _)| other.cmp(key))
-    }
-
     /// Adds one; no two have the same key.
     pub(super) fn insert(&mut self, key: ArrivalKey, arrival: Arrival) {
-        let place = self.place_of(&key).unwrap_or_else(|place| place);
+        let place = self.0.partition_point(|(other, _)| *other < key);
         self.0.insert(place, (key, arrival));
     }
 
-    /// Takes one out, if it is still to come.
+    /// Takes one out, if it is still to come. It is nearly always among the first.
     pub(super) fn remove(&mut self, key: &ArrivalKey) -> Option<Arrival> {
-        let place = self.place_of(key).ok()?;
+        let place = self.0.iter().position(|(other, _)| other.sequence == key.sequence)?;
         self.0.remove(place).map(|(_, arrival)| arrival)
     }
 
