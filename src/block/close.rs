@@ -88,10 +88,10 @@ impl Block {
             read_only: source.is_read_only(),
             ..Default::default()
         };
-        let filter = self.new_node(name, node_options).map_err(prefixed)?;
+        let filter = self.named_node(name, node_options).await.map_err(prefixed)?;
         let opened = self.open_appended(&filter, source, target, options).await;
         if let Err(reason) = opened {
-            self.unref(filter.id).await;
+            self.driver_refused(filter.id).await;
             return Err(prefixed(reason));
         }
         self.drained_begin(source.id).await;
