@@ -137,6 +137,9 @@ quirks! {
     graph_lock: true;
     /// 10.0: the copy bitmap lives on the filter; 7.2: on the source (`block/copy-before-write.c`).
     copy_bitmap_on_filter: true;
+    /// 10.0: what a snapshot reader finds copied must be allocated in the target, or the process aborts
+    /// (`cbw_co_snapshot_block_status`).
+    copied_is_asserted: true;
     /// 10.0: the filter takes CONSISTENT_READ on the source whenever it has a parent; 7.2: only with
     /// a writing parent (`cbw_child_perm`).
     cbw_always_reads: true;

@@ -15,7 +15,7 @@ use crate::store::Content;
 
 use super::backend::InFlight;
 use super::block_copy::{BlockCopy, CallOptions, MAX_WORKERS};
-use super::flags::{BlockStatus, ReqFlags};
+use super::flags::{BlockStatus, ReqFlags, StatusFlags};
 use super::graph::Block;
 use super::node::{Driver, NodeId};
 
@@ -316,6 +316,10 @@ impl Block {
         // not have counts as allocated zeros where there is no backing file.
         let status = self.co_block_status(locked.from, offset, locked.bytes, true).await;
         cbw.unlock(self, &locked);
+        let is_there = status.as_ref().is_ok_and(|status| status.flags.contains(StatusFlags::ALLOCATED));
+        if self.quirks.copied_is_asserted && locked.from == cbw.target && !is_there {
+            self.abort("what a filter has copied is not allocated in its target");
+        }
         status
     }
 

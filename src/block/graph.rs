@@ -37,6 +37,8 @@ pub struct Block {
     pub faults: Faults,
     /// What the process has written to its standard error.
     pub stderr: RefCell<String>,
+    /// What an assertion of QEMU has found, once one has failed.
+    aborted: Cell<Option<&'static str>>,
     /// What it has written to its standard output (qemu-io's reports).
     pub stdout: Unwatched<Printed>,
     /// `BLOCK_IMAGE_CORRUPTED` and the like, for the layer that knows QMP.
@@ -104,6 +106,7 @@ impl Block {
             timing: config.timing,
             faults: Faults::default(),
             stderr: RefCell::default(),
+            aborted: Cell::new(None),
             stdout: Unwatched::default(),
             notices: RefCell::default(),
             program: config.program,
@@ -363,6 +366,16 @@ impl Block {
         let mut stderr = self.stderr.borrow_mut();
         stderr.push_str(&line);
         stderr.push('\n');
+    }
+
+    /// An assertion of QEMU fails here: the process is dead, and nobody may believe what it still does.
+    pub(super) fn abort(&self, why: &'static str) {
+        self.aborted.set(Some(why));
+    }
+
+    /// What an assertion has found, if one has failed.
+    pub fn aborted(&self) -> Option<&'static str> {
+        self.aborted.get()
     }
 
     /// Writes to the process's standard output.

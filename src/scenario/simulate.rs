@@ -173,11 +173,23 @@ pub struct SimBackend(Rc<Shared>);
 
 impl SimBackend {
     fn machine(&self) -> Result<Rc<Machine>, RunError> {
+        self.check_alive()?;
         let machine = self.launched()?;
         match machine.has_quit() {
             true => Err(RunError::machine("QEMU ended by itself: exit status 0")),
             false => Ok(machine),
         }
+    }
+
+    /// Buries a machine that an assertion has ended. What it may have answered after that does not count.
+    fn check_alive(&self) -> Result<(), RunError> {
+        let machine = self.0.machine.borrow().clone();
+        let Some((machine, why)) = machine.and_then(|machine| Some((machine.clone(), machine.block.aborted()?))) else {
+            return Ok(());
+        };
+        machine.kill();
+        self.retire();
+        Err(RunError::failed(format!("QEMU ended by itself: signal 6 (SIGABRT, as after a failed assertion): {why}")))
     }
 
     /// The machine that was launched, even if it has been told to quit.
@@ -276,7 +288,9 @@ impl Backend for SimBackend {
 
     async fn execute(&self, command: &str, arguments: &Map<String, Value>) -> Result<Value, RunError> {
         let machine = self.machine()?;
-        Ok(machine.execute(command, arguments).await)
+        let reply = machine.execute(command, arguments).await;
+        self.check_alive()?;
+        Ok(reply)
     }
 
     async fn bitmaps(&self) -> Result<Map<String, Value>, RunError> {
@@ -298,6 +312,7 @@ impl Backend for SimBackend {
         };
         // Everything since the last command, as somebody sees it who reads the process's output.
         let output = machine.block.stdout.take();
+        self.check_alive()?;
         Ok(QemuIoReply { output, reply: json!({ "return": said }) })
     }
 
@@ -326,6 +341,7 @@ impl Backend for SimBackend {
             }
         });
         loop {
+            self.check_alive()?;
             let Some(machine) = self.watched() else { return Ok(false) };
             if machine.events().len() > index {
                 late.set(true);
@@ -344,7 +360,7 @@ impl Backend for SimBackend {
 
     async fn sleep(&self, ns: u64) -> Result<(), RunError> {
         self.0.sim.sleep(ns).await;
-        Ok(())
+        self.check_alive()
     }
 
     async fn add_fault(&self, spec: &FaultSpec) -> Result<(), RunError> {
