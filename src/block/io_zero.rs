@@ -41,6 +41,9 @@ impl Block {
             let align = self.request_alignment(node);
             let _in_flight = InFlight::new(&node.in_flight);
             let request = node.tracker.begin(&self.sim, offset, bytes);
+            if flags.contains(ReqFlags::SERIALISING) {
+                request.serialise(self.serialising_alignment(node));
+            }
             let traced = self.trace_begin(node, "write-zeroes", offset, bytes);
             let aligned = offset % align == 0 && end % align == 0;
             let result = if aligned {
@@ -220,7 +223,9 @@ impl Block {
     }
 
     async fn pass_zeroes(self: &Rc<Self>, child: Res<NodeId>, offset: u64, bytes: u64, flags: ReqFlags) -> Res<()> {
-        self.co_pwrite_zeroes(child?, offset, bytes, flags.without(ReqFlags::ZERO_WRITE)).await
+        // The request of this node has waited for the others already.
+        let flags = flags.without(ReqFlags::ZERO_WRITE | ReqFlags::SERIALISING);
+        self.co_pwrite_zeroes(child?, offset, bytes, flags).await
     }
 
     /// Tells a node that a range is not needed any more; a hint, unless it ends in an error.
