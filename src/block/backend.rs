@@ -149,7 +149,7 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, true)?;
         let _reader = self.graph_read_lock().await;
-        let id = self.witness_begin(&node, "read", offset, bytes, None);
+        let id = self.witness_begin(&node, "read", offset, bytes, None, ReqFlags::NONE);
         let result = self.co_pread(node.id, offset, bytes, ReqFlags::NONE).await;
         self.witness_end(id, &result, Content::fills);
         result
@@ -167,7 +167,7 @@ impl Block {
         let node = self.check_request(backend, offset, content.len(), true)?;
         let _reader = self.graph_read_lock().await;
         let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
-        let id = self.witness_begin(&node, "write", offset, content.len(), Some(&content));
+        let id = self.witness_begin(&node, "write", offset, content.len(), Some(&content), flags);
         let result = self.co_pwrite(node.id, offset, content, flags).await;
         self.witness_end(id, &result, |()| Vec::new());
         result
@@ -188,7 +188,7 @@ impl Block {
         if self.quirks.backend_keeps_unmap {
             flags |= ReqFlags::KEEP_UNMAP;
         }
-        let id = self.witness_begin(&node, "write-zeroes", offset, bytes, None);
+        let id = self.witness_begin(&node, "write-zeroes", offset, bytes, None, flags);
         let result = self.co_pwrite_zeroes(node.id, offset, bytes, flags).await;
         self.witness_end(id, &result, |()| Vec::new());
         result
@@ -199,7 +199,7 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, false)?;
         let _reader = self.graph_read_lock().await;
-        let id = self.witness_begin(&node, "discard", offset, bytes, None);
+        let id = self.witness_begin(&node, "discard", offset, bytes, None, ReqFlags::NONE);
         let result = self.co_pdiscard(node.id, offset, bytes).await;
         self.witness_end(id, &result, |()| Vec::new());
         result
@@ -210,7 +210,7 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = backend.node(self).ok_or(Errno::ENOMEDIUM)?;
         let _reader = self.graph_read_lock().await;
-        let id = self.witness_begin(&node, "flush", 0, 0, None);
+        let id = self.witness_begin(&node, "flush", 0, 0, None, ReqFlags::NONE);
         let result = self.co_flush(node.id).await;
         self.witness_end(id, &result, |()| Vec::new());
         result

@@ -9,6 +9,7 @@ use crate::errno::Res;
 use crate::sim::{BitmapDump, Runs, TraceEvent};
 use crate::store::Content;
 
+use super::flags::ReqFlags;
 use super::graph::Block;
 use super::node::{Node, NodeId};
 
@@ -21,6 +22,7 @@ impl Block {
         offset: u64,
         bytes: u64,
         content: Option<&Content>,
+        flags: ReqFlags,
     ) -> u64 {
         let trace = self.sim.trace();
         if !trace.is_read() {
@@ -28,8 +30,9 @@ impl Block {
         }
         let id = trace.request_id();
         let disk = self.node(self.skip_filters(node.id)).name.clone();
+        let durable = flags.contains(ReqFlags::FUA);
         let content = content.map_or_else(Runs::new, Content::fills);
-        self.sim.emit(|| TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content });
+        self.sim.emit(|| TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content, durable });
         id
     }
 

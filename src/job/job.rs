@@ -445,6 +445,7 @@ impl Job {
     }
 
     fn pause(&self) {
+        self.jobs.block.sim.emit(|| TraceEvent::JobAskedToPause { id: self.id.clone() });
         self.pause_count.set(self.pause_count.get() + 1);
         if !self.paused.get() {
             self.enter();

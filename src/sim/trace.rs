@@ -114,6 +114,8 @@ pub enum TraceEvent {
         bytes: u64,
         /// What is written.
         content: Runs,
+        /// It is durable when it is answered (FUA, or a writethrough cache).
+        durable: bool,
     },
     /// A guest's request is answered.
     GuestEnd {
@@ -187,6 +189,11 @@ pub enum TraceEvent {
         speed: Option<u64>,
         /// Whether it succeeded; none before.
         succeeded: Option<bool>,
+    },
+    /// A job is asked to pause: by its user, for a drained section, or since it has failed.
+    JobAskedToPause {
+        /// Job id.
+        id: Rc<str>,
     },
     /// A drained section has begun, with nothing in flight any more, or is about to end.
     Drained {

@@ -15,6 +15,8 @@ use super::violation::{Breach, Violation};
 /// What a request of a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnRequest {
+    /// Its number.
+    pub id: u64,
     /// It is the first of a cluster's copy: reads the source, or zeroes the target at once.
     pub begins_copy: bool,
     /// Its length, bytes.
@@ -50,8 +52,15 @@ pub struct Conduct {
     may_go: bool,
     /// Directions in which its own requests have failed: true is reading.
     failures: BTreeSet<bool>,
-    /// A pause or a drain may have ended a call, whatever failed in which is then tried again.
-    interrupted: bool,
+    /// Copies that it has begun since it was last asked to pause. That ends the call that is under way, and whatever
+    /// fails in it is then tried again.
+    begun: u32,
+    /// Its requests under way whose failure counts: those of the call after.
+    counting: BTreeSet<u64>,
+    /// One of those has failed since.
+    must_tell: bool,
+    /// It went on though its user had paused it: only right when it is cancelled, or the machine ends.
+    went_on: bool,
     state: &'static str,
     /// It left the machine though nobody made it go: only right when the machine ends.
     went_unasked: bool,
@@ -59,6 +68,8 @@ pub struct Conduct {
 
 /// Copies that a job may still begin when it has been told to stop: one was decided upon.
 const DECIDED: u32 = 1;
+/// ENOSPC.
+const NO_SPACE: i32 = 28;
 /// A slice of the rate limit, ns (`BLOCK_JOB_SLICE_TIME`).
 const SLICE: u128 = 100_000_000;
 
@@ -77,7 +88,10 @@ impl Conduct {
             may_finalize: false,
             may_go: false,
             failures: BTreeSet::new(),
-            interrupted: false,
+            begun: DECIDED,
+            counting: BTreeSet::new(),
+            must_tell: false,
+            went_on: false,
             state: "created",
             went_unasked: false,
         }
@@ -105,7 +119,7 @@ impl Conduct {
             ("job-set-speed", _) => self.since = (now, 0),
             ("job-finalize", None) => self.may_finalize = true,
             ("job-dismiss", None) => self.may_go = true,
-            ("job-cancel", None) => (self.may_finalize, self.may_go) = (true, true),
+            ("job-cancel", None) => (self.may_finalize, self.may_go, self.user_paused) = (true, true, false),
             ("job-resume", None) => (self.asked, self.user_paused) = (None, false),
             ("job-pause" | "job-cancel", Some(true)) if self.asked.is_none() || command == "job-cancel" => {
                 self.user_paused = command == "job-pause";
@@ -123,17 +137,24 @@ impl Conduct {
         }
     }
 
-    /// A drained section begins somewhere: the job may have been paused for it.
-    pub fn drained(&mut self) {
-        self.interrupted |= self.state != "created";
-        self.failed = None;
+    /// It is asked to pause, by whomever.
+    pub fn asked_to_pause(&mut self) {
+        self.counting.clear();
+        (self.failed, self.begun, self.must_tell) = (None, 0, false);
     }
 
     /// The job goes to another state.
     pub fn go_to(&mut self, next: &'static str, found: &mut Vec<Violation>) {
         let last = std::mem::replace(&mut self.state, next);
-        if next == "paused" {
-            self.drained();
+        self.went_on |= (last, next) == ("paused", "running") && self.user_paused;
+        match next {
+            "paused" => self.asked_to_pause(),
+            "aborting" => self.went_on = false,
+            "waiting" => {
+                self.judge_going_on(found);
+                self.went_on = false;
+            }
+            _ => {}
         }
         if (last, next) == ("pending", "concluded") && !self.created.auto_finalize && !self.may_finalize {
             found.push(self.violation(Breach::Unasked, "was finalized though nobody asked for that"));
@@ -142,10 +163,20 @@ impl Conduct {
         self.went_unasked |= was_started && next == "null" && !self.may_go;
     }
 
+    fn judge_going_on(&self, found: &mut Vec<Violation>) {
+        if self.went_on {
+            found.push(self.violation(Breach::Unasked, "went on though its user had paused it"));
+        }
+    }
+
     /// One of its own requests begins.
     pub fn begins(&mut self, request: OwnRequest, now: Nanos, found: &mut Vec<Violation>) {
         self.under_way += 1;
         self.largest = self.largest.max(request.bytes);
+        self.begun = self.begun.saturating_add(u32::from(request.begins_copy));
+        if self.begun > DECIDED {
+            self.counting.insert(request.id);
+        }
         let created = self.created.clone();
         if self.under_way > created.workers {
             let text =
@@ -184,15 +215,19 @@ impl Conduct {
     }
 
     /// One of its own requests has ended, and failed or not.
-    pub fn ends(&mut self, reads: bool, error: i32) {
+    pub fn ends(&mut self, id: u64, reads: bool, error: i32) {
         self.under_way = self.under_way.saturating_sub(1);
+        let counts = self.counting.remove(&id);
         if error == 0 {
             return;
         }
         self.failures.insert(reads);
         let policy = if reads { self.created.on_source_error } else { self.created.on_target_error };
-        if policy == "report" && !self.interrupted && self.failed.is_none() {
-            self.failed = Some(Stop { why: "a failure that its policy reports", begun: 0 });
+        self.must_tell |= counts;
+        if counts && self.failed.is_none() {
+            let stops = policy == "stop" || matches!(policy, "enospc" | "auto") && error == NO_SPACE;
+            let why = if stops { "a failure that should stop it" } else { "a failure that its policy reports" };
+            self.failed = (policy != "ignore").then_some(Stop { why, begun: 0 });
         }
     }
 
@@ -202,8 +237,7 @@ impl Conduct {
             *name == "BLOCK_JOB_ERROR" && data["device"].as_str() == Some(&self.created.job)
         };
         let mut told = events.iter().filter(is_own).peekable();
-        let must_tell = ended == Some(true) && !self.failures.is_empty() && !self.interrupted;
-        if must_tell && told.peek().is_none() {
+        if ended == Some(true) && self.must_tell && told.peek().is_none() {
             found.push(self.violation(Breach::WrongEvent, "told nobody that its copying failed"));
         }
         for (_, data) in told {
@@ -236,6 +270,7 @@ impl Conduct {
 
     /// It went though nobody made it go, and the machine did not end.
     pub fn judge_end(&self, found: &mut Vec<Violation>) {
+        self.judge_going_on(found);
         if self.went_unasked {
             found.push(self.violation(Breach::Unasked, "was dismissed though nobody asked for that"));
         }
@@ -243,7 +278,7 @@ impl Conduct {
 
     /// The machine ended: jobs go with it.
     pub fn machine_ended(&mut self) {
-        self.went_unasked = false;
+        (self.went_unasked, self.went_on) = (false, false);
         self.state = "null";
     }
 }
@@ -284,8 +319,8 @@ mod tests {
     fn copies(conduct: &mut Conduct, times: impl Iterator<Item = Nanos>) -> usize {
         let mut found = Vec::new();
         for now in times {
-            conduct.begins(OwnRequest { begins_copy: true, bytes: CLUSTER }, now, &mut found);
-            conduct.ends(true, 0);
+            conduct.begins(OwnRequest { id: now, begins_copy: true, bytes: CLUSTER }, now, &mut found);
+            conduct.ends(now, true, 0);
         }
         found.len()
     }
@@ -329,11 +364,39 @@ mod tests {
     }
 
     #[test]
+    fn a_job_stops_at_a_failure_unless_it_was_asked_to_pause_meanwhile() {
+        for asked in [false, true] {
+            let (mut job, mut found) = (conduct(0), Vec::new());
+            job.begins(OwnRequest { id: 1, begins_copy: true, bytes: CLUSTER }, 0, &mut found);
+            if asked {
+                job.asked_to_pause();
+            }
+            job.ends(1, true, 5);
+            assert_eq!(copies(&mut job, 2..9), usize::from(!asked));
+        }
+    }
+
+    #[test]
+    fn a_job_that_its_user_has_paused_does_not_go_on() {
+        for resumed in [false, true] {
+            let (mut job, mut found) = (conduct(0), Vec::new());
+            job.command("job-pause", None, Some(true), 0);
+            if resumed {
+                job.command("job-resume", None, None, 0);
+            }
+            for state in ["paused", "running", "waiting"] {
+                job.go_to(state, &mut found);
+            }
+            assert_eq!(found.len(), usize::from(!resumed), "{found:?}");
+        }
+    }
+
+    #[test]
     fn a_failure_of_its_own_is_told() {
         let (mut job, mut found) = (conduct(0), Vec::new());
         copies(&mut job, std::iter::once(0));
-        job.begins(OwnRequest { begins_copy: false, bytes: CLUSTER }, 0, &mut found);
-        job.ends(false, 5);
+        job.begins(OwnRequest { id: 1, begins_copy: false, bytes: CLUSTER }, 0, &mut found);
+        job.ends(1, false, 5);
         let told = |operation: &str| {
             [("BLOCK_JOB_ERROR", serde_json::json!({"device": "job0", "operation": operation, "action": "report"}))]
         };

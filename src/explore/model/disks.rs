@@ -27,10 +27,12 @@ pub struct Request {
     /// Byte after the last.
     pub end: u64,
     content: Runs,
-    /// A request that changes the same bytes overlapped with this one.
-    raced: bool,
+    /// Bytes that another request changed, or that this one changed under another, while both were under way.
+    raced: Ranges<bool>,
     /// Of a flush: what it makes durable.
     flushes: Option<Image>,
+    /// A write that is durable once it is answered.
+    durable: bool,
 }
 
 impl Request {
@@ -39,8 +41,17 @@ impl Request {
         matches!(self.operation, "write" | "write-zeroes" | "discard")
     }
 
-    fn overlaps(&self, other: &Request) -> bool {
-        self.disk == other.disk && self.offset < other.end && other.offset < self.end
+    /// The bytes that it has in common with another one: offset and length.
+    fn common(&self, other: &Request) -> Option<(u64, u64)> {
+        let (start, end) = (self.offset.max(other.offset), self.end.min(other.end));
+        (self.disk == other.disk && start < end).then(|| (start, end - start))
+    }
+
+    /// Takes out of an image what nobody can know of its bytes.
+    fn blur(&self, image: &mut Image) {
+        for run in self.raced.within(self.offset, self.end).filter(|run| run.value) {
+            image.set(run.start, run.end - run.start, None);
+        }
     }
 }
 
@@ -53,6 +64,8 @@ pub struct Disks {
     initial: Option<u8>,
     /// What guests have put into the layer that each disk is.
     written: BTreeMap<Rc<str>, Ranges<bool>>,
+    /// What guests have zeroed while others wrote pieces of the same ranges.
+    zeroed_in_race: BTreeMap<Rc<str>, Ranges<bool>>,
 }
 
 impl Disks {
@@ -63,6 +76,7 @@ impl Disks {
             open: BTreeMap::new(),
             durable: BTreeMap::new(),
             written: BTreeMap::new(),
+            zeroed_in_race: BTreeMap::new(),
             initial: begin_as_zeros.then_some(0),
         }
     }
@@ -97,6 +111,12 @@ impl Disks {
         self.open.values().filter(move |request| &*request.disk == disk && request.changes())
     }
 
+    /// The same by number, with the range of each.
+    pub fn open_changes(&self, disk: &str) -> Vec<(u64, (u64, u64))> {
+        let own = self.open.iter().filter(|(_, request)| &*request.disk == disk && request.changes());
+        own.map(|(id, request)| (*id, (request.offset, request.end))).collect()
+    }
+
     /// The disk ends at `size` now, or has grown: nothing is known of what is behind.
     pub fn cut(&mut self, disk: &str, size: u64) {
         let rest = u64::MAX - size;
@@ -107,13 +127,20 @@ impl Disks {
         }
     }
 
-    /// A request begins.
-    pub fn begin(&mut self, id: u64, disk: &Rc<str>, operation: &'static str, range: (u64, u64), content: &Runs) {
-        let (offset, bytes) = range;
+    /// A request begins, a write that is `durable` when it is answered, or any other.
+    pub fn begin(
+        &mut self,
+        id: u64,
+        disk: &Rc<str>,
+        operation: &'static str,
+        (offset, bytes): (u64, u64),
+        (content, durable): (&Runs, bool),
+    ) {
         let content = if operation == "write-zeroes" { vec![(bytes, 0)] } else { content.clone() };
         let end = offset + bytes;
         let flushes = (operation == "flush").then(|| self.settled_image(disk));
-        let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced: false, flushes };
+        let raced = Ranges::all(false);
+        let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable };
         if request.changes() {
             let flushing =
                 self.open.values_mut().filter(|other| other.disk == *disk).filter_map(|o| o.flushes.as_mut());
@@ -121,9 +148,10 @@ impl Disks {
             flushing.chain(durable).for_each(|image| image.set(offset, bytes, None));
         }
         for other in self.open.values_mut() {
-            if other.overlaps(&request) {
-                request.raced |= other.changes();
-                other.raced |= request.changes();
+            let Some((start, length)) = other.common(&request) else { continue };
+            if other.changes() || request.changes() {
+                request.raced.set(start, length, true);
+                other.raced.set(start, length, true);
             }
         }
         self.open.insert(id, request);
@@ -160,23 +188,58 @@ impl Disks {
             }
             let initial = self.initial;
             let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
-            let known = error == 0 && !request.raced && request.operation != "discard";
-            if known {
+            if error == 0 && request.operation != "discard" {
                 write(image, request.offset, &request.content);
+                request.blur(image);
+                self.note_zeros(&request);
+                self.keep(&request);
             } else {
                 image.set(request.offset, request.end - request.offset, None);
             }
         } else if request.operation == "read"
             && error == 0
-            && !request.raced
             // A disk that no guest has written, a target or a snapshot, holds what others put there.
-            && let Some(image) = self.images.get(&request.disk)
-            && let Some(difference) = first_difference(image, request.offset, read)
+            && let Some(difference) = self.images.get(&request.disk).and_then(|image| {
+                let mut image = image.clone();
+                request.blur(&mut image);
+                first_difference(&image, request.offset, read)
+            })
         {
-            let text = format!("a guest read {} of disk {}", difference, request.disk);
-            found.push(Violation::new(Breach::DataDiffers, &request.disk, text));
+            let (breach, why) = self.difference_at(&request.disk, difference.at);
+            let text = format!("a guest read {difference} of disk {}{why}", request.disk);
+            found.push(Violation::new(breach, &request.disk, text));
         }
         Some(request)
+    }
+
+    fn note_zeros(&mut self, request: &Request) {
+        let is_raced = request.operation == "write-zeroes" && request.raced.any(request.offset, request.end, true);
+        if is_raced || self.zeroed_in_race.contains_key(&request.disk) {
+            let zeroed = self.zeroed_in_race.entry(request.disk.clone()).or_insert_with(|| Ranges::all(false));
+            zeroed.set(request.offset, request.end - request.offset, is_raced);
+        }
+    }
+
+    /// In which way a disk that differs at this byte does, and what is to be said of it.
+    pub fn difference_at(&self, disk: &str, at: u64) -> (Breach, &'static str) {
+        match self.zeroed_in_race.get(disk).is_some_and(|zeroed| zeroed.at(at)) {
+            true => (Breach::ZerosUndone, ", zeroed while a piece of that was written"),
+            false => (Breach::DataDiffers, ""),
+        }
+    }
+
+    /// A write has been answered: one that is durable then is so, whatever becomes of flushes under way.
+    fn keep(&mut self, request: &Request) {
+        if !request.durable {
+            return;
+        }
+        let flushing =
+            self.open.values_mut().filter(|other| other.disk == request.disk).filter_map(|o| o.flushes.as_mut());
+        let durable = self.durable.entry(request.disk.clone()).or_insert_with(|| Image::all(None));
+        for image in flushing.chain([durable]) {
+            write(image, request.offset, &request.content);
+            request.blur(image);
+        }
     }
 
     /// The process died: only what was flushed is there for certain.

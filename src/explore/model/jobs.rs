@@ -24,6 +24,10 @@ pub struct Settled {
     pub since: Bounds,
     /// What was in the target at this moment.
     pub copied: Ranges<bool>,
+    /// Guests' changes of the disk under way at this moment, and their ranges.
+    pub open: Vec<(u64, (u64, u64))>,
+    /// What of those has failed since, and with it perhaps the copy before it.
+    pub failed: Ranges<bool>,
 }
 
 /// A job from its creation to its end.
@@ -192,15 +196,23 @@ impl BackupRecord {
         let at_end = format!("after {ended} of job {} (sync {}, mode {mode})", self.job(), self.created.sync);
         if let Some(at) = first_missing(dump, &promised.must, length) {
             let written = self.recording && settled.since.must.any(at, (at + dump.granularity).min(length), true);
+            let cluster = at - at % self.created.cluster;
+            let failed_late = settled.failed.any(cluster, cluster + self.created.cluster, true);
             let why = if written {
                 "a guest wrote there during the job"
+            } else if failed_late {
+                "a guest's request there was under way when the job gave the bitmap back, and failed"
             } else if base.must.any(at, (at + dump.granularity).min(length), true) {
                 "it was dirty before the job"
             } else {
                 "the job did not copy it"
             };
             let text = format!("bitmap {} lacks cluster {} {at_end}: {why}", dump.name, at / dump.granularity);
-            let breach = if written || succeeded { Breach::BitLostByJob } else { Breach::BitForgotten };
+            let breach = match (written || succeeded, failed_late) {
+                (true, _) => Breach::BitLostByJob,
+                (false, true) => Breach::BitLostByLateFailure,
+                (false, false) => Breach::BitForgotten,
+            };
             found.push(Violation::new(breach, &dump.name, text));
         } else if let Some(at) = first_surplus(dump, &promised.may, length) {
             let text = format!(

@@ -16,6 +16,8 @@ use super::watch::Watch;
 
 /// ETIMEDOUT.
 const TIMED_OUT: i32 = 110;
+/// ENOMEDIUM.
+const NO_MEDIUM: i32 = 123;
 
 impl Watch {
     /// Judges the whole run; `state` is what the machine left, if it still ran.
@@ -86,7 +88,9 @@ impl Watch {
         for (disk, operation, offset, error) in &self.guest_errors {
             // A filter with a time limit fails a write that had to wait too long.
             let timed_out = *error == TIMED_OUT && self.opened_snapshot;
-            if !self.device_errors.contains(error) && !self.killed && !timed_out {
+            // A machine that was killed has taken its disks along.
+            let is_gone = *error == NO_MEDIUM && self.killed;
+            if !self.device_errors.contains(error) && !is_gone && !timed_out {
                 let text = format!(
                     "a guest's {operation} of disk {disk} at byte {offset} failed with errno {error}, which no device gave"
                 );
@@ -145,8 +149,9 @@ impl Watch {
         for (disk, image) in self.disks.all().filter(|(disk, _)| self.disks.is_quiet(disk)) {
             let Some(content) = state.content.get(disk) else { continue };
             if let Some(difference) = first_difference(image, 0, content) {
-                let text = format!("disk {disk} holds {difference} though its guest was told otherwise");
-                found.push(Violation::new(Breach::DataDiffers, disk, text));
+                let (breach, why) = self.disks.difference_at(disk, difference.at);
+                let text = format!("disk {disk} holds {difference} though its guest was told otherwise{why}");
+                found.push(Violation::new(breach, disk, text));
             }
         }
     }

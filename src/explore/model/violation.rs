@@ -89,6 +89,8 @@ pub enum Breach {
     BitForgotten,
     /// A job's bitmap has what its mode clears.
     BitKept,
+    /// A job's bitmap lacks what a guest's request was to copy, which failed after the job had given the bitmap back.
+    BitLostByLateFailure,
     /// A bitmap has what nobody has written.
     BitFromNowhere,
     /// A bitmap is gone.
@@ -105,6 +107,8 @@ pub enum Breach {
     SnapshotRefused,
     /// A disk does not hold what its guest wrote.
     DataDiffers,
+    /// A disk does not hold the zeros that a guest wrote while another wrote a piece of them.
+    ZerosUndone,
     /// A guest's request failed, and no device had.
     ErrorFromNowhere,
     /// A request was under way in a drained section.
@@ -117,6 +121,8 @@ pub enum Breach {
     WrongEvent,
     /// A job copied when it was at rest.
     CopiesAtRest,
+    /// A job gave up at its source what has not arrived at its target.
+    GivenUpUncopied,
     /// A job went on after it was told to stop, or had failed.
     GoesOn,
     /// A job took more workers, larger chunks or a higher speed than it was given.
@@ -162,6 +168,7 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::WrongLength, Invariant::NoLostWrite, "wrong-length"),
     (Breach::BitForgotten, Invariant::ModePromise, "bit-forgotten"),
     (Breach::BitKept, Invariant::ModePromise, "bit-kept"),
+    (Breach::BitLostByLateFailure, Invariant::ModePromise, "bit-lost-by-late-failure"),
     (Breach::BitFromNowhere, Invariant::ModePromise, "bit-from-nowhere"),
     (Breach::BitmapGone, Invariant::ModePromise, "bitmap-gone"),
     (Breach::BitmapFromNowhere, Invariant::ModePromise, "bitmap-from-nowhere"),
@@ -170,12 +177,14 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::SnapshotDiffers, Invariant::Fleecing, "snapshot-differs"),
     (Breach::SnapshotRefused, Invariant::Fleecing, "snapshot-refused"),
     (Breach::DataDiffers, Invariant::Guest, "data-differs"),
+    (Breach::ZerosUndone, Invariant::Guest, "zeros-undone"),
     (Breach::ErrorFromNowhere, Invariant::Guest, "error-from-nowhere"),
     (Breach::NotDrained, Invariant::Guest, "not-drained"),
     (Breach::Transition, Invariant::LifeCycle, "transition"),
     (Breach::WrongOffset, Invariant::LifeCycle, "wrong-offset"),
     (Breach::WrongEvent, Invariant::LifeCycle, "wrong-event"),
     (Breach::CopiesAtRest, Invariant::LifeCycle, "copies-at-rest"),
+    (Breach::GivenUpUncopied, Invariant::PointInTime, "given-up-uncopied"),
     (Breach::GoesOn, Invariant::LifeCycle, "goes-on"),
     (Breach::LimitBroken, Invariant::LifeCycle, "limit-broken"),
     (Breach::Unasked, Invariant::LifeCycle, "unasked"),

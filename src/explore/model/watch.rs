@@ -134,8 +134,8 @@ impl Watch {
     /// Takes an event in.
     pub fn see(&mut self, stamped: &Stamped) {
         match &stamped.event {
-            TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content } => {
-                self.guest_begins(*id, disk, operation, (*offset, *bytes), content);
+            TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content, durable } => {
+                self.guest_begins(*id, disk, operation, (*offset, *bytes), (content, *durable));
             }
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
             TraceEvent::RequestBegin { id, node, operation, offset, bytes, device } => {
@@ -170,6 +170,11 @@ impl Watch {
             TraceEvent::JobCommand { command, id, speed, succeeded } => {
                 self.job_command(command, id, (*speed, *succeeded), stamped.time);
             }
+            TraceEvent::JobAskedToPause { id } => {
+                if let Some(conduct) = conduct_of(&mut self.conduct, id) {
+                    conduct.asked_to_pause();
+                }
+            }
             TraceEvent::Drained { node, begins } => self.drain(node.as_ref(), *begins),
             TraceEvent::Killed => self.killed(),
             TraceEvent::ShutDown => self.shut_down(),
@@ -180,7 +185,14 @@ impl Watch {
         }
     }
 
-    fn guest_begins(&mut self, id: u64, disk: &Rc<str>, operation: &'static str, range: (u64, u64), content: &Runs) {
+    fn guest_begins(
+        &mut self,
+        id: u64,
+        disk: &Rc<str>,
+        operation: &'static str,
+        range: (u64, u64),
+        content: (&Runs, bool),
+    ) {
         if self.all_drained > 0 {
             let text = format!("a guest's {operation} of disk {disk} begins while all nodes are drained");
             self.found.push(Violation::new(Breach::NotDrained, disk, text));
@@ -191,6 +203,11 @@ impl Watch {
     fn guest_ends(&mut self, id: u64, error: i32, content: &Runs) {
         let Some(request) = self.disks.end(id, error, content, &mut self.found) else { return };
         if error != 0 {
+            for settled in self.jobs.iter_mut().filter_map(|job| job.settled.as_mut()) {
+                for (_, (start, end)) in settled.open.iter().filter(|(open, _)| *open == id) {
+                    settled.failed.set(*start, end - start, true);
+                }
+            }
             self.judge_refusal(&request.disk, request.operation, (request.offset, request.end), error);
             self.guest_errors.push((request.disk.clone(), request.operation, request.offset, error));
         }
@@ -227,12 +244,26 @@ impl Watch {
         for job in own {
             let reads = request.operation == "read";
             let begins_copy = (reads && *request.node == *job.created.source) || request.operation == "write-zeroes";
-            let own = OwnRequest { begins_copy, bytes: request.bytes };
+            let own = OwnRequest { id, begins_copy, bytes: request.bytes };
             if let Some(conduct) = conduct_of(&mut self.conduct, &job.created.job).filter(|_| request.copies()) {
                 conduct.begins(own, now, &mut self.found);
             }
         }
         let range = (request.offset, request.offset + request.bytes);
+        let gives_up = |job: &&BackupRecord| {
+            request.operation == "discard"
+                && *request.node == *job.created.source
+                && job.copies_with(&request.node, &request.owner)
+                && !job.copied.has_all(range.0, range.1, true)
+        };
+        if let Some(job) = self.jobs.iter().find(gives_up) {
+            let (id, source) = (&job.created.job, &job.created.source);
+            let text = format!(
+                "job {id} discards bytes {} to {} of {source}, not all of which it has copied",
+                range.0, range.1
+            );
+            self.found.push(Violation::new(Breach::GivenUpUncopied, id, text));
+        }
         if request.operation == "read" {
             self.given_up.read(id, &request.node, range);
         } else if request.operation == "discard" && !self.disks.is_written(&request.node) {
@@ -276,9 +307,6 @@ impl Watch {
 
     /// A drained section of a node, or of all, has begun or is about to end.
     fn drain(&mut self, node: Option<&Rc<str>>, begins: bool) {
-        if begins {
-            self.conduct.iter_mut().for_each(Conduct::drained);
-        }
         let Some(node) = node else {
             if begins {
                 self.bitmaps.drained();
@@ -337,7 +365,7 @@ impl Watch {
         }
         for job in self.jobs.iter().filter(|job| done.copies() && job.copies_with(&done.node, &done.owner)) {
             if let Some(conduct) = conduct_of(&mut self.conduct, &job.created.job) {
-                conduct.ends(done.operation == "read", error);
+                conduct.ends(id, done.operation == "read", error);
             }
         }
         if error != 0 {
@@ -415,7 +443,9 @@ impl Watch {
     fn backup_settled(&mut self, id: &str, success: bool, bitmap: &Option<Rc<BitmapDump>>) {
         let Some(job) = live(&mut self.jobs, id) else { return };
         let (since, copied) = (job.since.clone(), job.copied.clone());
-        job.settled = Some(Settled { success, dump: bitmap.clone(), since, copied });
+        let open = self.disks.open_changes(&job.created.source);
+        let failed = Ranges::all(false);
+        job.settled = Some(Settled { success, dump: bitmap.clone(), since, copied, open, failed });
         if let Some(dump) = bitmap {
             // Requests under way have not reached the bitmap yet, but will.
             let mut coming = Bounds::none();
