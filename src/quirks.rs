@@ -140,6 +140,9 @@ quirks! {
     /// 10.0: what a snapshot reader finds copied must be allocated in the target, or the process aborts
     /// (`cbw_co_snapshot_block_status`).
     copied_is_asserted: true;
+    /// 10.0: a job's filter must leave from above the node that it was put on, or the process aborts
+    /// (`bdrv_do_drained_end`).
+    left_node_is_asserted: true;
     /// 10.0: the filter takes CONSISTENT_READ on the source whenever it has a parent; 7.2: only with
     /// a writing parent (`cbw_child_perm`).
     cbw_always_reads: true;
@@ -159,8 +162,6 @@ quirks! {
     /// 10.0: a drained section of all nodes reaches a job through the nodes below it; in 7.2 each node tells only those
     /// jobs and backends that use it themselves (`bdrv_drain_all_begin`).
     drain_all_climbs: true;
-    /// 10.0: blockdev-reopen drains all nodes; 7.2: the nodes that it is about and those below (`qmp_blockdev_reopen`).
-    reopen_drains_all: true;
     /// 10.0: queries tell `format-specific` of a file too, though it is empty (`block/file-posix.c`).
     file_is_specific: true;
     /// 10.0: a refused block_resize names the op blocker; 7.2: `Device '(null)' is in use`.

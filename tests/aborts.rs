@@ -13,12 +13,21 @@ fn ending(text: &str, compat: Compat) -> Ending {
     simulate(&cases[0], options).expect("images are in memory").outcome.ending
 }
 
-#[test]
-fn a_fleecing_target_that_forgets_zeros_ends_10_0_only() {
-    let text = include_str!("aborts/fleecing-target-forgets-zeros.yaml");
+/// 10.0 aborts at the step of this command, 7.2 goes on.
+fn assert_only_10_0_aborts(text: &str, command: &str) {
     assert_eq!(ending(text, Compat::Qemu72), Ending::Passed);
     let Ending::Failed { line, why, .. } = ending(text, Compat::Qemu100) else { panic!("it passed") };
-    let backup = text.lines().position(|line| line.contains("blockdev-backup")).expect("the backup");
-    assert_eq!(line as usize, backup + 1);
+    let place = text.lines().position(|line| line.contains(command)).expect("the command");
+    assert_eq!(line as usize, place + 1);
     assert!(why.starts_with("QEMU ended by itself: signal 6 (SIGABRT"), "{why}");
+}
+
+#[test]
+fn a_fleecing_target_must_not_forget_zeros() {
+    assert_only_10_0_aborts(include_str!("aborts/fleecing-target-forgets-zeros.yaml"), "blockdev-backup");
+}
+
+#[test]
+fn a_filter_must_leave_from_above_its_node() {
+    assert_only_10_0_aborts(include_str!("aborts/snapshot-below-a-filter.yaml"), "job-finalize");
 }

@@ -81,6 +81,11 @@ struct Locked {
 }
 
 impl CopyBeforeWrite {
+    /// The node that the filter was put on.
+    pub fn source(&self) -> NodeId {
+        self.copy.source
+    }
+
     /// The state of filter `node` between `source` and `target`.
     pub async fn open(
         block: &Rc<Block>,

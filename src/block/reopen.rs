@@ -228,13 +228,13 @@ impl Block {
         if node.backing().is_some() && child("backing").is_none() && !entry.keeps {
             return Err(format!("backing is missing for '{}'", node.name));
         }
-        self.change_child(node, "backing", child("backing"), changes)?;
-        self.change_child(node, "file", child("file"), changes)?;
+        self.change_child(node, "backing", child("backing"), changes).await?;
+        self.change_child(node, "file", child("file"), changes).await?;
         self.check_left(entry)
     }
 
     /// Points a link at another node (`bdrv_reopen_parse_file_or_backing`).
-    fn change_child(
+    async fn change_child(
         &self,
         node: &Rc<Node>,
         name: &'static str,
@@ -268,16 +268,19 @@ impl Block {
                 return Err(format!("not modelled: another 'file' child of '{}' by blockdev-reopen", node.name));
             }
             (Some(edge), Some(wanted)) => {
+                self.graph_write_section().await;
                 let from = edge.child.get();
                 self.reference(&self.node(from));
                 self.redirect(&edge, wanted.id);
                 changes.push(Change::Moved { edge, from });
             }
             (Some(edge), None) => {
+                self.graph_write_section().await;
                 self.unlink(&edge);
                 changes.push(Change::Removed(edge));
             }
             (None, Some(wanted)) => {
+                self.graph_write_section().await;
                 let edge = Edge::new(name, Parent::Node(node.id), Role::Cow, wanted.id);
                 self.link(&edge);
                 self.reference(&wanted);

@@ -31,29 +31,19 @@ impl Machine {
             let node = node.ok_or_else(|| QmpError::from(format!("Failed to find node with node-name='{name}'")))?;
             nodes.push((node, options));
         }
-        let drained = self.drained_for_reopen(&nodes);
-        match &drained {
-            Some(nodes) => {
-                for node in nodes {
-                    self.block.drained_begin(*node).await;
-                }
-            }
-            None => self.block.drain_all_begin().await,
+        let drained = self.with_those_below(&nodes);
+        for node in &drained {
+            self.block.drained_begin(*node).await;
         }
         let result = self.block.reopen(nodes).await;
-        match &drained {
-            Some(nodes) => nodes.iter().for_each(|node| self.block.drained_end(*node)),
-            None => self.block.drain_all_end(),
-        }
+        self.block.graph_write_section().await;
+        drained.iter().for_each(|node| self.block.drained_end(*node));
         result?;
         Ok(json!({}))
     }
 
-    /// The nodes that are drained while `nodes` change; none: all that there are.
-    fn drained_for_reopen(&self, nodes: &[(Rc<Node>, OpenOptions)]) -> Option<Vec<NodeId>> {
-        if self.block.quirks.reopen_drains_all {
-            return None;
-        }
+    /// The nodes that are drained while `nodes` change.
+    fn with_those_below(&self, nodes: &[(Rc<Node>, OpenOptions)]) -> Vec<NodeId> {
         let mut drained: Vec<NodeId> = nodes.iter().map(|(node, _)| node.id).collect();
         let mut next = 0;
         while let Some(id) = drained.get(next).copied() {
@@ -62,6 +52,6 @@ impl Machine {
             drained.extend(below.into_iter().filter(|child| !drained.contains(child)).collect::<Vec<_>>());
             next += 1;
         }
-        Some(drained)
+        drained
     }
 }
