@@ -433,12 +433,16 @@ impl Block {
         if let Some(options) = json_filename::options_of(filename) {
             return options;
         }
-        let file = ChildRef::Inline(Box::new(OpenOptions {
+        let file = OpenOptions {
             node_name: None,
             common: CommonOptions::default(),
             driver: DriverOptions::File { filename: filename.to_owned() },
             own: Map::from_iter([("filename".to_owned(), filename.into())]),
-        }));
+        };
+        if format == Some("file") {
+            return Ok(file);
+        }
+        let file = ChildRef::Inline(Box::new(file));
         let format = match format {
             Some(format) => format,
             None if self.probe_qcow2(filename) => "qcow2",

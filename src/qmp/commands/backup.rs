@@ -234,11 +234,12 @@ impl Machine {
             let format = node.driver_name().unwrap_or("raw").to_owned();
             (block.filename(node.id), format)
         });
-        if !matches!(format, "qcow2" | "raw") {
+        // A protocol makes files as well as `raw` does; without `format` the target gets the source's driver.
+        if !matches!(format, "qcow2" | "raw" | "file") {
             return Err(unknown_format(format));
         }
-        if format == "raw" && backing.is_some() {
-            return Err("Backing file not supported for file format 'raw'".into());
+        if format != "qcow2" && backing.is_some() {
+            return Err(format!("Backing file not supported for file format '{format}'").into());
         }
         block.print(formatting_line(filename, format, size, backing.as_ref()));
         let (backing_file, backing_format) = backing.unzip();
