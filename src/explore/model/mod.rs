@@ -14,6 +14,7 @@ pub mod given_up;
 pub mod jobs;
 pub mod qcow2_image;
 pub mod ranges;
+mod snapshots;
 mod verdict;
 pub mod violation;
 pub mod watch;

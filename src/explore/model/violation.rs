@@ -103,6 +103,8 @@ pub enum Breach {
     MergedUnequal,
     /// A reader of a snapshot got other data.
     SnapshotDiffers,
+    /// A reader of a snapshot got what was written while it read.
+    SnapshotOvertaken,
     /// A reader of a snapshot was refused.
     SnapshotRefused,
     /// A disk does not hold what its guest wrote.
@@ -175,6 +177,7 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::BitmapChanged, Invariant::ModePromise, "bitmap-changed"),
     (Breach::MergedUnequal, Invariant::ModePromise, "merged-unequal"),
     (Breach::SnapshotDiffers, Invariant::Fleecing, "snapshot-differs"),
+    (Breach::SnapshotOvertaken, Invariant::Fleecing, "snapshot-overtaken"),
     (Breach::SnapshotRefused, Invariant::Fleecing, "snapshot-refused"),
     (Breach::DataDiffers, Invariant::Guest, "data-differs"),
     (Breach::ZerosUndone, Invariant::Guest, "zeros-undone"),

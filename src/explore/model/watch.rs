@@ -11,10 +11,11 @@ use crate::sim::{BackupCreated, BitmapDump, Nanos, Runs, TraceEvent};
 use super::asked::Asked;
 use super::bitmaps::{Bitmaps, Bounds};
 use super::conduct::{Conduct, OwnRequest};
-use super::disks::{Disks, Image, first_difference};
+use super::disks::{Disks, Image};
 use super::given_up::GivenUp;
 use super::jobs::{BackupRecord, Settled};
 use super::ranges::Ranges;
+use super::snapshots::Snapshots;
 use super::violation::{Breach, Violation};
 
 /// A request to some node under way.
@@ -29,6 +30,8 @@ struct Request {
     device: bool,
     /// Reads that had failed when it began.
     failed_reads: u64,
+    /// When it began.
+    begun: u64,
 }
 
 impl Request {
@@ -48,19 +51,12 @@ impl Request {
     }
 }
 
-/// A snapshot that a filter keeps.
-struct Snapshot {
-    filter: Rc<str>,
-    source: Rc<str>,
-    image: Image,
-}
-
 /// Everything known about a run; see the module's text.
 pub struct Watch {
     pub(super) disks: Disks,
     pub(super) bitmaps: Bitmaps,
     pub(super) jobs: Vec<BackupRecord>,
-    snapshots: Vec<Snapshot>,
+    snapshots: Snapshots,
     requests: BTreeMap<u64, Request>,
     /// Error numbers that devices gave.
     pub(super) device_errors: BTreeSet<i32>,
@@ -109,7 +105,7 @@ impl Watch {
             disks: Disks::new(begin_as_zeros),
             bitmaps: Bitmaps::default(),
             jobs: Vec::new(),
-            snapshots: Vec::new(),
+            snapshots: Snapshots::default(),
             requests: BTreeMap::new(),
             device_errors: BTreeSet::new(),
             guest_errors: Vec::new(),
@@ -141,7 +137,8 @@ impl Watch {
             TraceEvent::RequestBegin { id, node, operation, offset, bytes, device } => {
                 let (node, owner) = (node.clone(), stamped.owner.clone());
                 let (offset, bytes, failed_reads) = (*offset, *bytes, self.failed_reads);
-                let request = Request { node, offset, bytes, operation, owner, device: *device, failed_reads };
+                let begun = self.snapshots.moment();
+                let request = Request { node, offset, bytes, operation, owner, device: *device, failed_reads, begun };
                 self.request_begins(*id, request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
@@ -149,7 +146,9 @@ impl Watch {
                 self.all_whole &= whole;
                 self.snapshot_opens(filter, source);
             }
-            TraceEvent::SnapshotRead { filter, offset, content } => self.snapshot_read(filter, *offset, content),
+            TraceEvent::SnapshotRead { filter, offset, content } => {
+                self.snapshot_read(filter, &stamped.owner, *offset, content);
+            }
             TraceEvent::BackupCreated(created) => self.backup_created(created, stamped.time),
             TraceEvent::BackupSettled { job, success, bitmap } => self.backup_settled(job, *success, bitmap),
             TraceEvent::JobStatus { id, status } => self.job_status(id, status),
@@ -202,6 +201,9 @@ impl Watch {
 
     fn guest_ends(&mut self, id: u64, error: i32, content: &Runs) {
         let Some(request) = self.disks.end(id, error, content, &mut self.found) else { return };
+        if request.changes() {
+            self.snapshots.write(&request.disk, (request.offset, request.end));
+        }
         if error != 0 {
             for settled in self.jobs.iter_mut().filter_map(|job| job.settled.as_mut()) {
                 for (_, (start, end)) in settled.open.iter().filter(|(open, _)| *open == id) {
@@ -371,7 +373,7 @@ impl Watch {
         if error != 0 {
             // Other drivers have errors of their own, but none of them gives EIO for nothing.
             let is_given = done.device || error != IO_ERROR;
-            if is_given && !self.snapshots.iter().any(|snapshot| snapshot.filter == done.node) {
+            if is_given && self.snapshots.image(&done.node).is_none() {
                 self.device_errors.insert(error);
             }
         } else if done.writes() {
@@ -388,21 +390,15 @@ impl Watch {
             image.set(request.offset, request.end - request.offset, None);
         }
         self.opened_snapshot = true;
-        self.snapshots.retain(|snapshot| snapshot.filter != *filter);
-        self.snapshots.push(Snapshot { filter: filter.clone(), source: source.clone(), image });
+        self.snapshots.open(filter, source, image);
     }
 
-    fn snapshot_read(&mut self, filter: &Rc<str>, offset: u64, content: &Runs) {
-        let Some(snapshot) = self.snapshots.iter().find(|snapshot| snapshot.filter == *filter) else { return };
-        let blurred = (!self.given_up.is_quiet()).then(|| {
-            let mut image = snapshot.image.clone();
-            self.given_up.blur(&mut image);
-            image
-        });
-        if let Some(difference) = first_difference(blurred.as_ref().unwrap_or(&snapshot.image), offset, content) {
-            let text = format!("a reader of the snapshot of disk {} got {difference}", snapshot.source);
-            self.found.push(Violation::new(Breach::SnapshotDiffers, &snapshot.source, text));
-        }
+    /// The snapshot was read for the request of the same owner at the same place.
+    fn snapshot_read(&mut self, filter: &Rc<str>, owner: &Option<Rc<str>>, offset: u64, content: &Runs) {
+        let is_own = |one: &&Request| one.operation == "read" && one.owner == *owner && one.offset == offset;
+        let begun = self.requests.values().filter(is_own).map(|request| request.begun).min().unwrap_or(u64::MAX);
+        let found = self.snapshots.judge(filter, begun, (offset, content), &self.given_up, &self.disks);
+        self.found.extend(found);
     }
 
     fn backup_created(&mut self, created: &Rc<BackupCreated>, now: Nanos) {
@@ -433,10 +429,7 @@ impl Watch {
     fn point_in_time(&self, created: &BackupCreated) -> Image {
         match &created.snapshot {
             None => self.disks.image(&created.source),
-            Some(filter) => {
-                let snapshot = self.snapshots.iter().find(|snapshot| snapshot.filter == *filter);
-                snapshot.map_or_else(|| Image::all(None), |snapshot| snapshot.image.clone())
-            }
+            Some(filter) => self.snapshots.image(filter).cloned().unwrap_or_else(|| Image::all(None)),
         }
     }
 
