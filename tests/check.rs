@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+/// Enough scenarios to be divided among threads and machines.
+const SOME: &str = "scenarios/rules";
+
 fn check(args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backsim"));
     command.arg("check").args(args).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
@@ -19,7 +22,7 @@ fn every_scenario_gives_its_expected_transcript() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    assert_eq!(check(&["--jobs", "1"]), check(&["--jobs", "4"]));
+    assert_eq!(check(&[SOME, "--jobs", "1"]), check(&[SOME, "--jobs", "4"]));
 }
 
 #[test]
@@ -33,9 +36,10 @@ fn the_parts_of_a_split_check_add_up() {
         lines
     };
     for kind in ["slice", "hash"] {
-        let mut parts = lines(&["--shard", &format!("{kind}:1/2")]);
-        parts.extend(lines(&["--shard", &format!("{kind}:2/2")]));
+        let mut parts = lines(&[SOME, "--shard", &format!("{kind}:1/2")]);
+        parts.extend(lines(&[SOME, "--shard", &format!("{kind}:2/2")]));
         parts.sort();
-        assert_eq!(parts, lines(&[]), "{kind}");
+        assert!(!parts.is_empty());
+        assert_eq!(parts, lines(&[SOME]), "{kind}");
     }
 }
