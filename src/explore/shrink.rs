@@ -221,6 +221,9 @@ impl Shrinker<'_> {
         if text.len() >= self.best.scenario.len() && sizes(&text) == sizes(&self.best.scenario) {
             return false;
         }
+        if lacks_image(&self.best.scenario, &text) {
+            return false;
+        }
         let Some((setup, is_only_case)) = self.parse(&text) else { return false };
         let fewer_steps = count(&setup.case.steps) < count(&self.best.setup.case.steps);
         let departures = self.best.departures.clone();
@@ -273,6 +276,15 @@ impl Shrinker<'_> {
 fn may_go(part: &str) -> bool {
     let kept = ["compat:", "name:", "node-name:", "steps:", "log:"];
     !kept.iter().any(|key| part.trim_start().starts_with(key))
+}
+
+/// Whether a smaller text no longer makes an image that it uses, so that files of any content would take its place.
+fn lacks_image(text: &str, smaller: &str) -> bool {
+    let names = |text: &str| -> BTreeSet<String> {
+        text.lines().filter_map(|line| line.trim_start().strip_prefix("- image: ")).map(str::to_owned).collect()
+    };
+    let left = names(smaller);
+    names(text).iter().any(|name| !left.contains(name) && smaller.contains(&format!("PID-{name}")))
 }
 
 fn without_lines(text: &str, line: &str) -> String {
@@ -351,6 +363,13 @@ mod tests {
         assert!(!keeps(&[&violation(Breach::BitLostByJob, "a")], &[]), "the same invariant, in another way");
         assert!(!keeps(&[&own, &violation(Breach::Corrupt, "disk")], &[]), "something else has gone wrong before");
         assert!(!keeps(&[&own], &[("no-lost-write".to_owned(), "a is".to_owned())]), "it is known");
+    }
+
+    #[test]
+    fn an_image_stays_as_long_as_it_is_used() {
+        let text = "steps:\n  - image: disk\n  - image: target\n  - vm: launch\n  - x: {filename: TEST_DIR/PID-disk}\n";
+        assert!(lacks_image(text, &text.replace("  - image: disk\n", "")));
+        assert!(!lacks_image(text, &text.replace("  - image: target\n", "")));
     }
 
     #[test]
