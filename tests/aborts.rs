@@ -31,3 +31,10 @@ fn a_fleecing_target_must_not_forget_zeros() {
 fn a_filter_must_leave_from_above_its_node() {
     assert_only_10_0_aborts(include_str!("aborts/snapshot-below-a-filter.yaml"), "job-finalize");
 }
+
+#[test]
+fn a_machine_may_abort_while_it_is_told_to_end() {
+    let (before, _) =
+        include_str!("aborts/snapshot-below-a-filter.yaml").split_once("  - execute: job-finalize").expect("it");
+    assert_only_10_0_aborts(&format!("{before}  - vm: shutdown\n"), "vm: shutdown");
+}

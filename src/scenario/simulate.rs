@@ -273,6 +273,7 @@ impl Backend for SimBackend {
             let ending = machine.clone();
             machine.in_monitor(Box::pin(async move { ending.shutdown().await })).await;
         }
+        self.check_alive()?;
         self.retire();
         Ok(())
     }
