@@ -34,7 +34,7 @@ fn a_filter_must_leave_from_above_its_node() {
 
 #[test]
 fn a_machine_may_abort_while_it_is_told_to_end() {
-    let (before, _) =
-        include_str!("aborts/snapshot-below-a-filter.yaml").split_once("  - execute: job-finalize").expect("it");
+    let text = include_str!("aborts/snapshot-below-a-filter.yaml");
+    let (before, _) = text.split_once("  - execute: job-finalize").expect("the command");
     assert_only_10_0_aborts(&format!("{before}  - vm: shutdown\n"), "vm: shutdown");
 }
