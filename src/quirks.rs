@@ -140,8 +140,7 @@ quirks! {
     /// 10.0: what a snapshot reader finds copied must be allocated in the target, or the process aborts
     /// (`cbw_co_snapshot_block_status`).
     copied_is_asserted: true;
-    /// 10.0: a job's filter must leave from above the node that it was put on, or the process aborts
-    /// (`bdrv_do_drained_end`).
+    /// 10.0: the node below a job's filter must not end with it, or the process aborts (`bdrv_do_drained_end`).
     left_node_is_asserted: true;
     /// 10.0: the filter takes CONSISTENT_READ on the source whenever it has a parent; 7.2: only with
     /// a writing parent (`cbw_child_perm`).

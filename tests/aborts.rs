@@ -28,7 +28,7 @@ fn a_fleecing_target_must_not_forget_zeros() {
 }
 
 #[test]
-fn a_filter_must_leave_from_above_its_node() {
+fn a_filter_must_not_be_all_that_holds_the_node_below() {
     assert_only_10_0_aborts(include_str!("aborts/snapshot-below-a-filter.yaml"), "job-finalize");
 }
 

@@ -81,11 +81,6 @@ struct Locked {
 }
 
 impl CopyBeforeWrite {
-    /// The node that the filter was put on.
-    pub fn source(&self) -> NodeId {
-        self.copy.source
-    }
-
     /// The state of filter `node` between `source` and `target`.
     pub async fn open(
         block: &Rc<Block>,

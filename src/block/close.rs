@@ -160,13 +160,6 @@ impl Block {
         let own: Vec<Rc<Edge>> = filter.children.borrow().clone();
         let file = own.iter().find(|edge| edge.name == "file").cloned();
         let below = file.as_ref().map(|edge| edge.child.get());
-        let was_above = match &*filter.driver.borrow() {
-            Driver::CopyBeforeWrite(cbw) => Some(cbw.source()),
-            _ => None,
-        };
-        if self.quirks.left_node_is_asserted && below != was_above {
-            self.abort("a job's filter leaves from above another node than it was put on");
-        }
         if let (Some(file), Some(below)) = (&file, below) {
             let parents = filter.parents.borrow().clone();
             for edge in parents.iter().rev() {
@@ -180,6 +173,9 @@ impl Block {
         self.drained_end(filter.id);
         self.unref(filter.id).await;
         if let Some(below) = below {
+            if self.quirks.left_node_is_asserted && self.node(below).references.get() == 1 {
+                self.abort("the node below a job's filter ends with it");
+            }
             self.unref(below).await;
         }
     }
