@@ -316,8 +316,8 @@ impl Block {
         // not have counts as allocated zeros where there is no backing file.
         let status = self.co_block_status(locked.from, offset, locked.bytes, true).await;
         cbw.unlock(self, &locked);
-        let is_there = status.as_ref().is_ok_and(|status| status.flags.contains(StatusFlags::ALLOCATED));
-        if self.quirks.copied_is_asserted && locked.from == cbw.target && !is_there {
+        let is_nowhere = status.as_ref().is_ok_and(|status| !status.flags.contains(StatusFlags::ALLOCATED));
+        if self.quirks.copied_is_asserted && locked.from == cbw.target && is_nowhere {
             self.abort("what a filter has copied is not allocated in its target");
         }
         status

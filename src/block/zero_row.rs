@@ -9,7 +9,7 @@ use super::node::{Driver, NodeId};
 
 impl Block {
     /// Whether zero writes of the node that only change cached L2 entries end as soon as they begin, and are seen by
-    /// nobody.
+    /// nobody who does not read the trace.
     pub(super) fn zeroes_at_once(&self, node: NodeId) -> bool {
         let node = self.node(node);
         let is_free = match &*node.driver.borrow() {
@@ -19,7 +19,7 @@ impl Block {
             _ => false,
         };
         let is_writable = !node.is_read_only() && !node.any_bitmap_readonly();
-        is_free && is_writable && !node.tracker.has_serialising() && !self.sim.is_watched()
+        is_free && is_writable && !node.tracker.has_serialising()
     }
 
     /// Zero writes of `chunk` bytes each from `offset` on, `bytes` at most: as many as end at once, in one piece.

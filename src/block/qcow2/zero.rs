@@ -129,14 +129,15 @@ impl Qcow2 {
     }
 
     /// Zero writes of `chunk` bytes each from `offset` on, as many of `bytes` as only change entries of one cached slice
-    /// of an L2 table; returns their bytes. None of them would yield, so that they may be done in one go.
+    /// of an L2 table; returns their bytes. None of them would yield, so that they may be done in one go. Only while nobody
+    /// holds the image's lock.
     pub fn zero_row(&self, offset: u64, bytes: u64, chunk: u64) -> u64 {
         let l1_index = self.geo.l1_index(offset);
         let known = usize::try_from(l1_index).ok().and_then(|i| self.l1.borrow().get(i).copied());
         let Some(entry) = known.filter(|entry| entry & COPIED != 0) else { return 0 };
         let table_offset = entry & L1E_OFFSET_MASK;
         let fits = table_offset != 0 && self.geo.into_cluster(table_offset | chunk | offset) == 0;
-        if !fits || self.is_locked() || self.ejected.get() || self.geo.version < 3 {
+        if !fits || self.ejected.get() || self.geo.version < 3 {
             return 0;
         }
         let index = self.slice_index(offset);
