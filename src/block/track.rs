@@ -54,6 +54,11 @@ impl Tracker {
         TrackedRequest { tracker: self, sim, id }
     }
 
+    /// Takes over a request that another task has begun and handed over.
+    pub fn adopt<'a>(&'a self, sim: &'a Sim, handed: HandedOver) -> TrackedRequest<'a> {
+        TrackedRequest { tracker: self, sim, id: handed.0 }
+    }
+
     /// Whether some request in flight may make others wait.
     pub fn has_serialising(&self) -> bool {
         self.serialising.get() > 0
@@ -72,7 +77,17 @@ impl Tracker {
     }
 }
 
+/// A request in flight that nobody holds for the moment; [`Tracker::adopt`] takes it over.
+pub struct HandedOver(u64);
+
 impl TrackedRequest<'_> {
+    /// Leaves the request in the list for another task.
+    pub fn hand_over(self) -> HandedOver {
+        let id = self.id;
+        std::mem::forget(self);
+        HandedOver(id)
+    }
+
     /// Makes the request serialising over its range widened to `align`.
     pub fn serialise(&self, align: u64) {
         let mut requests = self.tracker.requests.borrow_mut();
@@ -113,7 +128,8 @@ impl TrackedRequest<'_> {
 impl Drop for TrackedRequest<'_> {
     fn drop(&mut self) {
         let mut requests = self.tracker.requests.borrow_part_mut();
-        let Some(index) = requests.iter().position(|r| r.id == self.id) else { return };
+        // Mostly one of the newest.
+        let Some(index) = requests.iter().rposition(|r| r.id == self.id) else { return };
         let me = requests.remove(index);
         drop(requests);
         let alone = !me.serialising && me.waiters.is_none();

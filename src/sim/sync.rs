@@ -23,6 +23,17 @@ impl WaitQueue {
         }
     }
 
+    /// As [`WaitQueue::wait`], with only `place` sleepers in front.
+    async fn wait_at(&self, sim: &Sim, place: usize, what: &'static str) {
+        if let Some(me) = sim.current() {
+            let mut waiting = self.waiting.borrow_mut();
+            let place = place.min(waiting.len());
+            waiting.insert(place, me);
+            drop(waiting);
+            sim.park(what).await;
+        }
+    }
+
     /// Wakes all sleepers in the order in which they came.
     pub fn wake_all(&self, sim: &Sim) {
         if self.is_empty() {
@@ -92,6 +103,15 @@ impl CoMutex {
         if self.locked.replace(true) {
             // The unlocker leaves `locked` set: ownership passes with the wake-up.
             self.queue.wait(sim, what).await;
+        }
+        CoMutexGuard { mutex: self, sim }
+    }
+
+    /// As [`CoMutex::lock`], with only `place` waiters in front: for one whose turn in the queue has been taken by the
+    /// present holder, which did not use it.
+    pub async fn lock_at<'a>(&'a self, sim: &'a Sim, place: usize, what: &'static str) -> CoMutexGuard<'a> {
+        if self.locked.replace(true) {
+            self.queue.wait_at(sim, place, what).await;
         }
         CoMutexGuard { mutex: self, sim }
     }

@@ -169,10 +169,7 @@ impl BlockCopy {
             let Some(mut task) = self.create_task(block, call, pos, end) else { break };
             found = true;
             let (flags, bytes) = self.source_status(block, task.request.offset, task.request.bytes.get()).await;
-            if flags.contains(StatusFlags::ZERO)
-                && self.may_row(block, call, pool.as_ref(), &task, flags)
-                && let Some(row_end) = self.copy_row(block, &task, end).await
-            {
+            if let Some(row_end) = self.row(block, call, pool.as_ref(), (&task, flags), end).await {
                 pos = row_end;
                 continue;
             }
@@ -233,7 +230,7 @@ impl BlockCopy {
             self.end_task(block, &task, false);
             return Err(Errno::ECANCELED);
         }
-        pool.busy.set(pool.busy.get() + 1);
+        pool.take(1);
         let (state, call, pool, block_of_worker) = (self.clone(), call.clone(), pool.clone(), block.clone());
         block.sim.spawn("copy worker", async move {
             let result = state.run_task(&block_of_worker, &call, task).await;
@@ -244,9 +241,28 @@ impl BlockCopy {
 }
 
 impl Pool {
-    /// Whether another worker may start at once.
-    pub(super) fn has_room(&self, max_workers: u32) -> bool {
-        self.busy.get() < max_workers && self.failure.get().is_none()
+    /// How many more workers may start at once.
+    pub(super) fn room(&self, max_workers: u32) -> u32 {
+        if self.failure.get().is_some() { 0 } else { max_workers.saturating_sub(self.busy.get()) }
+    }
+
+    /// So many more workers are busy.
+    pub(super) fn take(&self, workers: u32) {
+        self.busy.set(self.busy.get() + workers);
+    }
+
+    /// So many workers have ended well.
+    pub(super) fn give(&self, sim: &Sim, workers: u32) {
+        if workers > 0 {
+            self.busy.set(self.busy.get() - workers);
+            self.wake(sim);
+        }
+    }
+
+    fn wake(&self, sim: &Sim) {
+        if let Some(waiting) = self.waiting.take() {
+            sim.wake(waiting);
+        }
     }
 
     /// Sleeps until some worker has ended.
@@ -255,15 +271,13 @@ impl Pool {
         sim.park("a copy worker").await;
     }
 
-    fn worker_ended(&self, sim: &Sim, result: Res<()>) {
+    pub(super) fn worker_ended(&self, sim: &Sim, result: Res<()>) {
         self.busy.set(self.busy.get() - 1);
         if let Err(error) = result
             && self.failure.get().is_none()
         {
             self.failure.set(Some(error));
         }
-        if let Some(waiting) = self.waiting.take() {
-            sim.wake(waiting);
-        }
+        self.wake(sim);
     }
 }

@@ -24,6 +24,10 @@ pub(super) struct Request {
 }
 
 impl Request {
+    pub(super) fn new(offset: u64, bytes: u64) -> Request {
+        Request { offset, bytes: Cell::new(bytes), waiters: WaitQueue::default() }
+    }
+
     fn overlaps(&self, offset: u64, bytes: u64) -> bool {
         self.offset < offset + bytes && offset < self.offset + self.bytes.get()
     }
@@ -63,7 +67,7 @@ impl BlockCopy {
             "a dirty range never overlaps one in flight"
         );
         self.in_flight.add(bytes);
-        let request = Rc::new(Request { offset, bytes: Cell::new(bytes), waiters: WaitQueue::default() });
+        let request = Rc::new(Request::new(offset, bytes));
         self.requests.note(offset, offset + bytes, Mode::Write);
         self.requests.borrow_part_mut().insert(0, request.clone());
         Some(Task { request, method: self.method.get() })
@@ -157,7 +161,18 @@ impl BlockCopy {
 
     /// A worker: copies, accounts, ends the task.
     pub(super) async fn run_task(self: &Rc<Self>, block: &Rc<Block>, call: &Call, task: Task) -> Res<()> {
-        let result = self.copy(block, &task).await;
+        let copied = self.copy(block, &task).await;
+        self.task_done(block, call, task, copied).await
+    }
+
+    /// Accounts for a task whose data have been moved, or could not be, and ends it.
+    pub(super) async fn task_done(
+        self: &Rc<Self>,
+        block: &Rc<Block>,
+        call: &Call,
+        task: Task,
+        result: Result<Method, (Errno, bool)>,
+    ) -> Res<()> {
         let bytes = task.request.bytes.get();
         match &result {
             Ok(method) => {

@@ -121,7 +121,7 @@ impl Qcow2 {
         match ClusterType::of(entry) {
             ClusterType::Compressed => 1,
             kind @ (ClusterType::Unallocated | ClusterType::ZeroPlain) => {
-                let equal = table.count_equal(first, limit, entry);
+                let equal = table.count_equal(first, limit, entry, u64::MAX);
                 equal + table.count_while(first + equal, limit - equal, |other| ClusterType::of(other) == kind)
             }
             kind @ (ClusterType::Normal | ClusterType::ZeroAlloc) => {

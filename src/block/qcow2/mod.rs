@@ -184,9 +184,10 @@ impl Qcow2 {
         self.lock.is_locked()
     }
 
+    /// Takes the image's lock.
     #[inline]
-    async fn lock<'a>(&'a self, block: &'a Block) -> CoMutexGuard<'a> {
-        self.lock.lock(&block.sim, "the lock of a qcow2 image").await
+    pub(super) async fn lock<'a>(&'a self, block: &'a Block) -> CoMutexGuard<'a> {
+        self.lock.lock(&block.sim, LOCK).await
     }
 
     /// Whether refcount updates may be postponed at the price of a repair after a crash.
@@ -205,6 +206,9 @@ fn prefixed_name(stored: String) -> String {
     let elsewhere = stored.contains(['/', ':']);
     if elsewhere { stored } else { format!("{TEST_PREFIX}{stored}") }
 }
+
+/// What who waits for an image's lock waits for.
+const LOCK: &str = "the lock of a qcow2 image";
 
 /// What stands in the image for a file of that name.
 fn stored_name(name: &str) -> &str {

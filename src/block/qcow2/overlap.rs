@@ -73,12 +73,19 @@ impl Qcow2 {
         let stop = offset.saturating_add(bytes).saturating_add(cluster - 1) & !(cluster - 1);
         let range = (start, stop - start);
         let hit = |at: u64, size: u64| size > 0 && overlaps(range, (at, size));
-        let one_cluster = |at: u64| at != 0 && at < stop && at >= start.saturating_sub(cluster - 1);
+        let one_cluster = |entries: &[u64], mask: u64| {
+            let first = start.saturating_sub(cluster - 1).max(1);
+            let hits = |entry: u64| (entry & mask).wrapping_sub(first) < stop - first;
+            // Groups, without a branch for each entry: every write to a large image looks at all of its tables.
+            let (groups, rest) = entries.as_chunks::<16>();
+            groups.iter().any(|group| group.iter().fold(false, |hit, entry| hit | hits(*entry)))
+                || rest.iter().any(|entry| hits(*entry))
+        };
         let l1 = self.l1.borrow();
         if !own(Area::ActiveL1) && hit(self.l1_offset.get(), l1.len() as u64 * ENTRY_BYTES) {
             return Some(Area::ActiveL1);
         }
-        if !own(Area::ActiveL2) && l1.iter().any(|entry| one_cluster(entry & L1E_OFFSET_MASK)) {
+        if !own(Area::ActiveL2) && one_cluster(&l1, L1E_OFFSET_MASK) {
             return Some(Area::ActiveL2);
         }
         drop(l1);
@@ -86,7 +93,7 @@ impl Qcow2 {
         if !own(Area::RefcountTable) && hit(reftable.offset, reftable.len * ENTRY_BYTES) {
             return Some(Area::RefcountTable);
         }
-        if !own(Area::RefcountBlock) && reftable.entries.iter().any(|entry| one_cluster(entry & REFT_OFFSET_MASK)) {
+        if !own(Area::RefcountBlock) && one_cluster(&reftable.entries, REFT_OFFSET_MASK) {
             return Some(Area::RefcountBlock);
         }
         let snapshots = self.snapshots.borrow();

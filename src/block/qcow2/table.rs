@@ -118,15 +118,25 @@ impl L2Table {
         limit
     }
 
-    /// How many entries from `first` on, at most `limit`, are the same as `entry`.
-    pub(super) fn count_equal(&self, first: usize, limit: usize, entry: u64) -> usize {
+    /// How many entries from `first` on, at most `limit`, are the same as `entry` in the bits of `mask`.
+    pub(super) fn count_equal(&self, first: usize, limit: usize, entry: u64, mask: u64) -> usize {
         /// Entries that are compared at once, without a branch for each.
         const GROUP: usize = 16;
         let set = self.entries.get(first..).unwrap_or(&[]);
         let set = &set[..set.len().min(limit)];
-        let is_alike = |group: &&[u64; GROUP]| group.iter().fold(0, |differs, other| differs | (other ^ entry)) == 0;
+        let is_alike =
+            |group: &&[u64; GROUP]| group.iter().fold(0, |differs, other| differs | (other ^ entry)) & mask == 0;
         let counted = set.as_chunks().0.iter().take_while(is_alike).count() * GROUP;
-        counted + self.count_while(first + counted, limit - counted, |other| other == entry)
+        counted + self.count_while(first + counted, limit - counted, |other| (other ^ entry) & mask == 0)
+    }
+
+    /// Sets bits of each entry from `first` to `end`; tells whether that changed anything.
+    pub(super) fn set_bits(&mut self, first: usize, end: usize, bits: u64) -> bool {
+        let entries = self.range_mut(first, end);
+        // Without a branch for each: a disk of a terabyte has 16 million entries.
+        let common = entries.iter().fold(u64::MAX, |common, entry| common & entry);
+        entries.iter_mut().for_each(|entry| *entry |= bits);
+        common & bits != bits
     }
 
     /// Those of the `count` entries from `first` on that were ever set.
@@ -262,12 +272,23 @@ mod tests {
     fn equal_entries_are_counted_over_groups_and_their_rest() {
         let mut table = L2Table::default();
         (3..50).for_each(|index| table.set(index, 1));
-        assert_eq!(table.count_equal(3, 1000, 1), 47);
-        assert_eq!(table.count_equal(3, 20, 1), 20);
-        assert_eq!(table.count_equal(0, 1000, 0), 3);
-        assert_eq!(table.count_equal(50, 1000, 0), 1000, "what was never set is 0");
+        assert_eq!(table.count_equal(3, 1000, 1, u64::MAX), 47);
+        assert_eq!(table.count_equal(3, 20, 1, u64::MAX), 20);
+        assert_eq!(table.count_equal(0, 1000, 0, u64::MAX), 3);
+        assert_eq!(table.count_equal(50, 1000, 0, u64::MAX), 1000, "what was never set is 0");
         table.set(30, 2);
-        assert_eq!(table.count_equal(3, 1000, 1), 27);
+        assert_eq!(table.count_equal(3, 1000, 1, u64::MAX), 27);
+        assert_eq!(table.count_equal(3, 1000, 1, 4), 1000, "no other bit is looked at");
+    }
+
+    #[test]
+    fn bits_are_set_in_entries_that_were_never_set_too() {
+        let mut table = L2Table::default();
+        table.set(2, 6);
+        assert!(table.set_bits(1, 4, 1));
+        assert_eq!([0, 1, 2, 3, 4].map(|index| table.get(index)), [0, 1, 7, 1, 0]);
+        assert!(!table.set_bits(1, 4, 1), "nothing is left to change");
+        assert!(table.set_bits(1, 4, 2), "in two of them it was missing");
     }
 
     #[test]

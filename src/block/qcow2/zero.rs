@@ -10,10 +10,10 @@ use std::rc::Rc;
 use crate::block::{Block, ReqFlags};
 use crate::errno::{Errno, Res};
 
-use super::Qcow2;
-use super::layout::{COPIED, ClusterType, L1E_OFFSET_MASK, ZERO};
+use super::layout::{COMPRESSED, COPIED, ClusterType, L1E_OFFSET_MASK, ZERO};
 use super::refcount::DiscardType;
 use super::table::L2Table;
+use super::{LOCK, Qcow2};
 
 /// What clusters become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +129,8 @@ impl Qcow2 {
     }
 
     /// Zero writes of `chunk` bytes each from `offset` on, as many of `bytes` as only change entries of one cached slice
-    /// of an L2 table; returns their bytes. None of them would yield, so that they may be done in one go. Only while nobody
-    /// holds the image's lock.
+    /// of an L2 table; returns their bytes. None of them would yield, so that they may be done in one go. Only for who
+    /// holds the image's lock, or while nobody does.
     pub fn zero_row(&self, offset: u64, bytes: u64, chunk: u64) -> u64 {
         let l1_index = self.geo.l1_index(offset);
         let known = usize::try_from(l1_index).ok().and_then(|i| self.l1.borrow().get(i).copied());
@@ -143,13 +143,19 @@ impl Qcow2 {
         let index = self.slice_index(offset);
         let Some(table) = self.l2_cache.lookup(self.slice_offset(offset, table_offset)) else { return 0 };
         let limit = self.entries_behind(offset).min(bytes >> self.geo.cluster_bits) as usize;
-        let plain = |entry| ClusterType::of(entry) != ClusterType::Compressed;
-        let clusters = table.read(|table| table.count_while(index, limit, plain)) as u64;
+        let clusters = table.read(|table| table.count_equal(index, limit, 0, COMPRESSED)) as u64;
         let bytes = clusters << self.geo.cluster_bits;
         let bytes = bytes - bytes % chunk;
         let end = index + self.geo.clusters(bytes) as usize;
-        table.update_if(|table| self.clear_entries(table, index, end, Clear::Zeroes { unmap: false }));
+        table.update_if(|table| (table.set_bits(index, end, ZERO), ()));
         bytes
+    }
+
+    /// A zero write of whole clusters that is in the queue for the lock already, and has only `place` others in front.
+    /// Only for version 3 and later.
+    pub async fn zero_queued(&self, block: &Rc<Block>, place: usize, offset: u64, bytes: u64) -> Res<()> {
+        let _locked = self.lock.lock_at(&block.sim, place, LOCK).await;
+        self.clear(block, offset, bytes, Clear::Zeroes { unmap: false }).await
     }
 
     /// Clears clusters up to the end of one L2 table or slice; returns how many.
