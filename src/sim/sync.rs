@@ -26,10 +26,8 @@ impl WaitQueue {
     /// As [`WaitQueue::wait`], with only `place` sleepers in front.
     async fn wait_at(&self, sim: &Sim, place: usize, what: &'static str) {
         if let Some(me) = sim.current() {
-            let mut waiting = self.waiting.borrow_mut();
-            let place = place.min(waiting.len());
-            waiting.insert(place, me);
-            drop(waiting);
+            let in_front = place.min(self.waiting.borrow().len());
+            self.waiting.borrow_mut().insert(in_front, me);
             sim.park(what).await;
         }
     }
