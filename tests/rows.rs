@@ -56,23 +56,52 @@ fn the_257_suite_leaves_the_same() {
     assert_same(include_str!("../scenarios/257-bitmap-sync.yaml"), "257");
 }
 
-/// A disk with scattered data, snapshots of other layers and a target that is not empty.
-fn backup(disk: &str, target: &str, prepare: &str, arguments: &str) -> String {
-    backup_meets(disk, (target, ""), prepare, arguments, "write -P 9 90M 1M, write -P 8 199M 64k")
+const PLAIN: &str = "options: {cluster_size: 65536}";
+
+/// A backup of a disk with scattered data, and what may be special about it, as YAML.
+struct Backup<'a> {
+    disk: &'a str,
+    /// Options of the blkdebug node below the disk.
+    rules: &'a str,
+    target: &'a str,
+    /// Options of the target's node.
+    cache: &'a str,
+    /// Steps before the job.
+    prepare: &'a str,
+    arguments: &'a str,
+    /// What the guest does while it runs.
+    guest: &'a str,
 }
 
-/// A backup whose target has a cache of its own size, and what a guest does meanwhile.
-fn backup_meets(disk: &str, (target, cache): (&str, &str), prepare: &str, arguments: &str, guest: &str) -> String {
-    format!(
-        "steps:
+impl Default for Backup<'_> {
+    fn default() -> Self {
+        Backup {
+            disk: PLAIN,
+            rules: "",
+            target: PLAIN,
+            cache: "",
+            prepare: "",
+            arguments: "sync: full",
+            guest: "write -P 9 90M 1M, write -P 8 199M 64k",
+        }
+    }
+}
+
+impl Backup<'_> {
+    fn text(&self) -> String {
+        let Backup { disk, rules, target, cache, prepare, arguments, guest } = self;
+        format!(
+            "steps:
   - {{image: base, size: 200M}}
   - {{image: disk, size: 200M, {disk}}}
   - {{image: target, size: 200M, {target}}}
   - vm: launch
   - execute: blockdev-add
-    arguments: {{node-name: disk, driver: qcow2, file: {{driver: file, filename: TEST_DIR/PID-disk}}}}
+    arguments:
+      {{node-name: disk, driver: qcow2, file: {{driver: blkdebug, {rules}image: {{driver: file, filename: TEST_DIR/PID-disk}}}}}}
   - execute: blockdev-add
-    arguments: {{node-name: target, driver: qcow2, {cache}file: {{node-name: target-file, driver: file, filename: TEST_DIR/PID-target}}}}
+    arguments:
+      {{node-name: target, driver: qcow2, {cache}file: {{node-name: target-file, driver: file, filename: TEST_DIR/PID-target}}}}
   - qemu-io: disk
     commands: [write -P 1 0 64k, write -z 7M 3M, write -P 2 31M 2M, write -P 3 65M 1k, write -P 4 130M 20M, discard 140M 5M]
 {prepare}
@@ -87,7 +116,12 @@ fn backup_meets(disk: &str, (target, cache): (&str, &str), prepare: &str, argume
   - {{qemu-img: [check, TEST_DIR/PID-target]}}
   - {{qemu-img: [map, TEST_DIR/PID-target]}}
 "
-    )
+        )
+    }
+
+    fn assert_same(&self) {
+        assert_same(&self.text(), &self.text());
+    }
 }
 
 #[test]
@@ -95,28 +129,20 @@ fn disks_of_all_kinds_leave_the_same() {
     let busy = "  - {qemu-io: target, commands: [write -P 5 40M 3M, write -z 100M 9M, write -c -P 6 60M 64k, write -c -P 7 180M 64k]}";
     let cases = [
         (PLAIN, PLAIN, "", "sync: full"),
-        ("options: {cluster_size: 65536}", "options: {cluster_size: 65536}", busy, "sync: full"),
+        (PLAIN, PLAIN, busy, "sync: full"),
         ("options: {cluster_size: 4096}", "options: {cluster_size: 512}", "", "sync: full"),
-        ("options: {cluster_size: 65536}", "options: {cluster_size: 2097152}", "", "sync: full"),
-        ("options: {cluster_size: 65536}", "options: {compat: '0.10'}", "", "sync: full"),
-        ("backing: base", "options: {cluster_size: 65536}", busy, "sync: full, x-perf: {max-workers: 1}"),
-        ("backing: base", "options: {cluster_size: 65536}", "", "sync: top"),
-        ("options: {cluster_size: 65536}", "options: {cluster_size: 65536}", busy, "sync: full, speed: 50000000"),
-        ("options: {cluster_size: 65536}", "options: {cluster_size: 65536}", busy, "sync: full, compress: true"),
-        (
-            "options: {cluster_size: 65536}",
-            "options: {cluster_size: 65536}",
-            "",
-            "sync: full, x-perf: {max-chunk: 131072}",
-        ),
+        (PLAIN, "options: {cluster_size: 2097152}", "", "sync: full"),
+        (PLAIN, "options: {compat: '0.10'}", "", "sync: full"),
+        ("backing: base", PLAIN, busy, "sync: full, x-perf: {max-workers: 1}"),
+        ("backing: base", PLAIN, "", "sync: top"),
+        (PLAIN, PLAIN, busy, "sync: full, speed: 50000000"),
+        (PLAIN, PLAIN, busy, "sync: full, compress: true"),
+        (PLAIN, PLAIN, "", "sync: full, x-perf: {max-chunk: 131072}"),
     ];
     for (disk, target, prepare, arguments) in cases {
-        let text = backup(disk, target, prepare, arguments);
-        assert_same(&text, &format!("{disk} to {target}, {arguments}"));
+        Backup { disk, target, prepare, arguments, ..Backup::default() }.assert_same();
     }
 }
-
-const PLAIN: &str = "options: {cluster_size: 65536}";
 
 /// Writes that wait for chunks which themselves wait for the target's lock, not in their order.
 const GUESTS: &str = "aio_write -P 1 70M 64k, aio_write -P 2 20M 64k, aio_write -P 3 71M 2M, aio_write -P 4 3M 64k, \
@@ -125,23 +151,19 @@ const GUESTS: &str = "aio_write -P 1 70M 64k, aio_write -P 2 20M 64k, aio_write 
 #[test]
 fn who_waits_for_a_row_goes_on_in_the_same_order() {
     for arguments in ["sync: full", "sync: full, x-perf: {max-workers: 7}", "sync: full, x-perf: {max-chunk: 131072}"] {
-        assert_same(&backup_meets(PLAIN, (PLAIN, ""), "", arguments, GUESTS), arguments);
+        Backup { arguments, guest: GUESTS, ..Backup::default() }.assert_same();
     }
 }
 
 #[test]
 fn a_row_whose_tables_have_left_the_cache_goes_on_as_single_chunks() {
     for cache in ["l2-cache-size: 8192, ", "l2-cache-size: 131072, l2-cache-entry-size: 65536, "] {
-        let text = backup_meets(PLAIN, (PLAIN, cache), "", "sync: full", GUESTS);
-        assert_same(&text, cache);
+        Backup { cache, guest: GUESTS, ..Backup::default() }.assert_same();
     }
     // An L2 table maps two chunks: a row ends where the next table must be allocated.
-    assert_same(&backup_meets(PLAIN, ("options: {cluster_size: 4096}", ""), "", "sync: full", GUESTS), "small tables");
-    let small = "options: {cluster_size: 512}";
-    assert_same(
-        &backup_meets(PLAIN, (small, "l2-cache-size: 4096, "), "", "sync: full", GUESTS),
-        "a cache of eight slices",
-    );
+    Backup { target: "options: {cluster_size: 4096}", guest: GUESTS, ..Backup::default() }.assert_same();
+    let target = "options: {cluster_size: 512}";
+    Backup { target, cache: "l2-cache-size: 4096, ", guest: GUESTS, ..Backup::default() }.assert_same();
 }
 
 #[test]
@@ -154,9 +176,23 @@ fn a_row_behind_an_allocation_that_fails_goes_on_as_single_chunks() {
   - fault: {{node: target-file, on: flush, error: EIO, after: {after}, times: {ends}}}"
             );
             let arguments = format!("sync: full, on-target-error: {policy}");
-            let resume = if policy == "stop" { "write -P 1 20M 64k" } else { GUESTS };
-            let text = backup_meets(PLAIN, (PLAIN, ""), &fault, &arguments, resume);
-            assert_same(&text, &format!("{arguments}, {times} errors after {after}"));
+            let guest = if policy == "stop" { "write -P 1 20M 64k" } else { GUESTS };
+            Backup { prepare: &fault, arguments: &arguments, guest, ..Backup::default() }.assert_same();
         }
+    }
+}
+
+#[test]
+fn a_fault_rule_of_the_source_strikes_the_same() {
+    let rule = |rule: &str| format!("inject-error: [{{{rule}}}], ");
+    for rules in [
+        rule("event: read_aio, once: true"),
+        rule("event: none, iotype: read, sector: 65536"),
+        rule("event: none, iotype: block-status, sector: 4096"),
+        rule("event: none, iotype: block-status, once: true"),
+        rule("event: none, sector: 65536"),
+    ] {
+        let arguments = "sync: full, on-source-error: ignore";
+        Backup { rules: &rules, arguments, ..Backup::default() }.assert_same();
     }
 }

@@ -211,6 +211,11 @@ impl Blkdebug {
         None
     }
 
+    /// Whether no rule can strike a question for the block status.
+    pub fn spares_status(&self) -> bool {
+        !self.inject.borrow().iter().any(|rule| rule.rule.iotype == Some(IoType::BlockStatus))
+    }
+
     /// Sets a breakpoint; none if there is no such event.
     pub fn set_breakpoint(&self, event: &str, tag: &str) -> Res<()> {
         let event = BlkdebugEvent::from_name(event).ok_or(Errno::ENOENT)?;

@@ -122,7 +122,7 @@ impl Block {
     }
 
     /// Whether the node tells without a yield what its cached tables know of a range, the same of each part of it, and
-    /// nobody sees that it was asked: no fault rule, no snapshot and no image that somebody has locked is on the way.
+    /// nobody sees that it was asked: no fault rule for it, no snapshot and no image that somebody has locked is on the way.
     pub(super) fn tells_at_once(&self, node: NodeId) -> bool {
         let node = self.node(node);
         let below = match &*node.driver.borrow() {
@@ -134,6 +134,7 @@ impl Block {
                 }
                 image.backing_node()
             }
+            Driver::Blkdebug(blkdebug) if blkdebug.spares_status() => node.primary_child(),
             Driver::None | Driver::Blkdebug(_) | Driver::SnapshotAccess => return false,
         };
         below.is_none_or(|below| self.tells_at_once(below))
