@@ -1,7 +1,7 @@
 //! The two kinds of metadata tables that are cached: L2 tables and refcount blocks.
 //!
 //! Both keep only the part up to the last entry that was ever set: most tables of most images are
-//! nearly empty, and a table costs what it holds. L2 entries are in host order; refcounts stay in
+//! nearly empty, or all zeros, and a table costs what it holds. L2 entries are in host order; refcounts stay in
 //! the packed form of the file, since they are narrow.
 
 use super::layout::{ENTRY_BYTES, be_at};
@@ -11,8 +11,8 @@ use crate::store::Content;
 pub(super) trait Table: Default + Clone {
     /// Takes over what was read from the image: its bytes without the zeros at the end.
     fn decode(bytes: Vec<u8>) -> Self;
-    /// The bytes up to the last that is not 0 (or some zeros more).
-    fn encode(&self) -> Vec<u8>;
+    /// The bytes, of `bytes` in all, up to the last that is not 0 (or some zeros more).
+    fn encode(&self, bytes: u64) -> Vec<u8>;
 
     /// The entry that fills a whole table of `bytes` bytes, if one does: such tables share their
     /// bytes, as a zeroed disk of a terabyte has tens of thousands of them.
@@ -22,7 +22,7 @@ pub(super) trait Table: Default + Clone {
 
     /// The table as content of `bytes` bytes.
     fn to_content(&self, bytes: u64) -> Content {
-        prefix_content(self.encode(), bytes)
+        prefix_content(self.encode(bytes), bytes)
     }
 }
 
@@ -72,13 +72,15 @@ pub(super) fn entry_bytes(entries: &[u64]) -> Vec<u8> {
 #[derive(Clone, Default)]
 pub(super) struct L2Table {
     entries: Vec<u64>,
+    /// What all entries behind those are.
+    rest: u64,
 }
 
 impl L2Table {
     /// The entry at `index`; 0 if it was never set.
     #[inline]
     pub(super) fn get(&self, index: usize) -> u64 {
-        self.entries.get(index).copied().unwrap_or(0)
+        self.entries.get(index).copied().unwrap_or(self.rest)
     }
 
     /// Sets an entry.
@@ -95,7 +97,7 @@ impl L2Table {
         if len > self.entries.len() {
             let room = len.next_power_of_two().max(64);
             self.entries.reserve_exact(room - self.entries.len());
-            self.entries.resize(len, 0);
+            self.entries.resize(len, self.rest);
         }
     }
 
@@ -106,13 +108,13 @@ impl L2Table {
         &mut self.entries[first..end]
     }
 
-    /// How many entries from `first` on, at most `limit`, satisfy `same`; those never set are 0.
+    /// How many entries from `first` on, at most `limit`, satisfy `same`; those never set are 0, or what all were made.
     #[inline]
     pub(super) fn count_while(&self, first: usize, limit: usize, mut same: impl FnMut(u64) -> bool) -> usize {
         let set = self.entries.get(first..).unwrap_or(&[]);
         let set = &set[..set.len().min(limit)];
         let counted = set.iter().take_while(|entry| same(**entry)).count();
-        if counted < set.len() || counted == limit || !same(0) {
+        if counted < set.len() || counted == limit || !same(self.rest) {
             return counted;
         }
         limit
@@ -130,8 +132,14 @@ impl L2Table {
         counted + self.count_while(first + counted, limit - counted, |other| (other ^ entry) & mask == 0)
     }
 
-    /// Sets bits of each entry from `first` to `end`; tells whether that changed anything.
-    pub(super) fn set_bits(&mut self, first: usize, end: usize, bits: u64) -> bool {
+    /// Sets bits of each entry from `first` to `end`, of `all` entries that the table has; tells whether that changed
+    /// anything.
+    pub(super) fn set_bits(&mut self, first: usize, end: usize, all: usize, bits: u64) -> bool {
+        if self.entries.is_empty() && (first, end) == (0, all) {
+            let changed = self.rest & bits != bits;
+            self.rest |= bits;
+            return changed;
+        }
         let entries = self.range_mut(first, end);
         // Without a branch for each: a disk of a terabyte has 16 million entries.
         let common = entries.iter().fold(u64::MAX, |common, entry| common & entry);
@@ -139,7 +147,7 @@ impl L2Table {
         common & bits != bits
     }
 
-    /// Those of the `count` entries from `first` on that were ever set.
+    /// Those of the `count` entries from `first` on that were ever set by themselves; the others have no host cluster.
     pub(super) fn slice(&self, first: usize, count: usize) -> &[u64] {
         let set = self.entries.get(first..).unwrap_or(&[]);
         &set[..set.len().min(count)]
@@ -148,14 +156,22 @@ impl L2Table {
 
 impl Table for L2Table {
     fn decode(bytes: Vec<u8>) -> L2Table {
-        L2Table { entries: entries_of(&bytes) }
+        L2Table { entries: entries_of(&bytes), rest: 0 }
     }
 
-    fn encode(&self) -> Vec<u8> {
-        entry_bytes(&self.entries)
+    fn encode(&self, bytes: u64) -> Vec<u8> {
+        let mut encoded = entry_bytes(&self.entries);
+        if self.rest != 0 {
+            let missing = (bytes as usize).saturating_sub(encoded.len()) / ENTRY_BYTES as usize;
+            encoded.extend(std::iter::repeat_n(self.rest.to_be_bytes(), missing).flatten());
+        }
+        encoded
     }
 
     fn uniform(&self, bytes: u64) -> Option<u64> {
+        if self.entries.is_empty() && self.rest != 0 {
+            return Some(self.rest);
+        }
         let first = *self.entries.first()?;
         let full = self.entries.len() as u64 * ENTRY_BYTES == bytes;
         (full && self.entries.iter().all(|entry| *entry == first)).then_some(first)
@@ -220,7 +236,7 @@ impl Table for Refblock {
         Refblock { bytes }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    fn encode(&self, _bytes: u64) -> Vec<u8> {
         self.bytes.clone()
     }
 }
@@ -235,7 +251,7 @@ mod tests {
         for index in 0..4 {
             block.set(0, index, 1);
         }
-        assert_eq!(block.encode()[0], 0x0f);
+        assert_eq!(block.encode(64)[0], 0x0f);
         assert_eq!((block.get(0, 3), block.get(0, 4)), (1, 0));
     }
 
@@ -255,7 +271,7 @@ mod tests {
     fn sixteen_bit_refcounts_are_big_endian() {
         let mut block = Refblock::default();
         block.set(4, 1, 0x102);
-        assert_eq!(&block.encode()[..4], [0, 0, 1, 2]);
+        assert_eq!(&block.encode(64)[..4], [0, 0, 1, 2]);
     }
 
     #[test]
@@ -285,17 +301,35 @@ mod tests {
     fn bits_are_set_in_entries_that_were_never_set_too() {
         let mut table = L2Table::default();
         table.set(2, 6);
-        assert!(table.set_bits(1, 4, 1));
+        assert!(table.set_bits(1, 4, 8, 1));
         assert_eq!([0, 1, 2, 3, 4].map(|index| table.get(index)), [0, 1, 7, 1, 0]);
-        assert!(!table.set_bits(1, 4, 1), "nothing is left to change");
-        assert!(table.set_bits(1, 4, 2), "in two of them it was missing");
+        assert!(!table.set_bits(1, 4, 8, 1), "nothing is left to change");
+        assert!(table.set_bits(1, 4, 8, 2), "in two of them it was missing");
+    }
+
+    #[test]
+    fn a_table_that_is_all_the_same_is_kept_as_one_entry() {
+        let mut table = L2Table::default();
+        assert!(table.set_bits(0, 8, 8, 1));
+        assert!(!table.set_bits(0, 8, 8, 1) && table.entries.is_empty());
+        assert_eq!(table.uniform(64), Some(1));
+        assert_eq!(
+            (table.get(7), table.count_equal(2, 6, 1, u64::MAX), table.count_while(0, 8, |e| e == 0)),
+            (1, 6, 0)
+        );
+        table.set(2, 7);
+        assert_eq!([0, 1, 2, 3, 7].map(|index| table.get(index)), [1, 1, 7, 1, 1]);
+        assert_eq!(entries_of(&table.encode(64)), [1, 1, 7, 1, 1, 1, 1, 1]);
+        assert_eq!(table.uniform(64), None);
+        table.set(2, 1);
+        assert_eq!((table.uniform(64), table.count_equal(0, 8, 1, u64::MAX)), (None, 8));
     }
 
     #[test]
     fn a_table_survives_a_round_trip() {
         let mut table = L2Table::default();
         table.set(5, 0x8000_0000_0005_0000);
-        let again = L2Table::decode(table.encode());
+        let again = L2Table::decode(table.encode(4096));
         assert_eq!(again.get(5), 0x8000_0000_0005_0000);
         assert_eq!(again.get(6), 0);
     }

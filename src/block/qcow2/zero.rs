@@ -147,7 +147,8 @@ impl Qcow2 {
         let bytes = clusters << self.geo.cluster_bits;
         let bytes = bytes - bytes % chunk;
         let end = index + self.geo.clusters(bytes) as usize;
-        table.update_if(|table| (table.set_bits(index, end, ZERO), ()));
+        let all = self.slice_entries() as usize;
+        table.update_if(|table| (table.set_bits(index, end, all, ZERO), ()));
         bytes
     }
 
