@@ -100,7 +100,7 @@ impl Qcow2 {
             }
         }
         // The L2 entry that will refer to it must not reach the file before its refcount.
-        self.l2_depends_on_refcounts(block).await?;
+        self.l2_depends_on_refcounts(block).await;
         let end = offset + bytes;
         self.free_byte_offset.set(if self.geo.into_cluster(end) == 0 { 0 } else { end });
         Ok(offset)

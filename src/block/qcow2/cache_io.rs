@@ -144,22 +144,21 @@ impl Qcow2 {
         result
     }
 
-    /// From now on the L2 cache is written only after the refcount cache is durable.
-    pub(super) async fn l2_depends_on_refcounts(&self, block: &Rc<Block>) -> Res<()> {
-        if self.refcount_cache.depends.get() {
-            self.flush_dependency(block, CacheKind::Refcount).await?;
+    /// From now on the L2 cache is written only after the refcount cache is durable. For that what the latter depends on is
+    /// written first; if that fails, the order stays as it was and nobody is told, since QEMU's callers do not look at what
+    /// `qcow2_cache_set_dependency` returns.
+    pub(super) async fn l2_depends_on_refcounts(&self, block: &Rc<Block>) {
+        if !self.refcount_cache.depends.get() || self.flush_dependency(block, CacheKind::Refcount).await.is_ok() {
+            self.l2_cache.depends.set(true);
         }
-        self.l2_cache.depends.set(true);
-        Ok(())
     }
 
-    /// From now on the refcount cache is written only after the L2 cache is durable.
-    pub(super) async fn refcounts_depend_on_l2(&self, block: &Rc<Block>) -> Res<()> {
-        if self.l2_cache.depends.get() {
-            self.flush_dependency(block, CacheKind::L2).await?;
+    /// From now on the refcount cache is written only after the L2 cache is durable; else as
+    /// [`Qcow2::l2_depends_on_refcounts`].
+    pub(super) async fn refcounts_depend_on_l2(&self, block: &Rc<Block>) {
+        if !self.l2_cache.depends.get() || self.flush_dependency(block, CacheKind::L2).await.is_ok() {
+            self.refcount_cache.depends.set(true);
         }
-        self.refcount_cache.depends.set(true);
-        Ok(())
     }
 
     /// Writes both caches, without making them durable. With the dirty bit set refcounts stay.

@@ -159,7 +159,7 @@ impl Qcow2 {
             self.mark_dirty(block).await?;
         }
         if self.needs_accurate_refcounts() {
-            self.l2_depends_on_refcounts(block).await?;
+            self.l2_depends_on_refcounts(block).await;
         }
         let place = self.writable_l2(block, allocation.guest).await?;
         let mut replaced = Vec::new();

@@ -116,7 +116,7 @@ impl Qcow2 {
             return Ok(());
         }
         if change == Change::Down {
-            self.refcounts_depend_on_l2(block).await?;
+            self.refcounts_depend_on_l2(block).await;
         }
         let cluster_size = self.geo.cluster_size();
         let start = self.geo.cluster_start(offset);
