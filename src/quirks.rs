@@ -140,8 +140,9 @@ quirks! {
     /// 10.0: what a snapshot reader finds copied must be allocated in the target, or the process aborts
     /// (`cbw_co_snapshot_block_status`).
     copied_is_asserted: true;
-    /// 10.0: the node below a job's filter must not end with it, or the process aborts (`bdrv_do_drained_end`).
-    left_node_is_asserted: true;
+    /// 10.0: while a job's filter leaves, the node below is drained, and all above it; if that node ends with the filter, the
+    /// process aborts (`bdrv_drop_filter`, `bdrv_do_drained_end`). 7.2: the filter is drained, and all above it.
+    left_node_is_drained: true;
     /// 10.0: the filter takes CONSISTENT_READ on the source whenever it has a parent; 7.2: only with
     /// a writing parent (`cbw_child_perm`).
     cbw_always_reads: true;

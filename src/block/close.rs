@@ -150,10 +150,12 @@ impl Block {
 
     /// Takes a filter out of the graph and drops the caller's reference on it (`bdrv_cbw_drop`).
     pub async fn drop_filter(self: &Rc<Self>, filter: &Rc<Node>) {
+        let drained = filter.child("file").map(|edge| edge.child.get()).filter(|_| self.quirks.left_node_is_drained);
+        let drained = drained.unwrap_or(filter.id);
         if self.quirks.defects.filter_leaves_early {
-            self.quiesce_node(filter.id);
+            self.quiesce_node(drained);
         } else {
-            self.drained_begin(filter.id).await;
+            self.drained_begin(drained).await;
         }
         let lock = self.graph_write_lock().await;
         // Looked for only now: a filter that was below this one may have gone while the drain polled.
@@ -170,14 +172,15 @@ impl Block {
             let _ = self.refresh_permissions(&[below]);
         }
         self.graph_write_unlock(lock).await;
-        self.drained_end(filter.id);
-        self.unref(filter.id).await;
+        // Before the filter goes: while that polls, the node below may rightly end with a job of its own.
         if let Some(below) = below {
-            if self.quirks.left_node_is_asserted && self.node(below).references.get() == 1 {
+            if self.quirks.left_node_is_drained && self.node(below).references.get() == 1 {
                 self.abort("the node below a job's filter ends with it");
             }
             self.unref(below).await;
         }
+        self.drained_end(drained);
+        self.unref(filter.id).await;
     }
 
     /// Puts `overlay` on top of `node`: the node's parents use the overlay, whose backing file the node
