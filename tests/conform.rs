@@ -185,6 +185,7 @@ fn random_schedule(scenario: &str, index: u64) -> ReplayFile {
         breach: "target-differs".to_owned(),
         violation: String::new(),
         case: setup.case.name.clone(),
+        compat: None,
         defects: Vec::new(),
         departures: record.departures.iter().map(NamedDeparture::from).collect(),
         scenario_name: "held.yaml".to_owned(),

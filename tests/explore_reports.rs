@@ -151,6 +151,38 @@ fn a_killed_search_goes_on_from_its_checkpoint() {
 }
 
 #[test]
+fn a_search_as_another_version_says_so_everywhere() {
+    let home = tempfile::tempdir().expect("a temporary directory can be made");
+    let file = scenario("writers");
+    let file = file.to_string_lossy();
+    let common = ["--case", "4 workers", "--strategy", "seeded", "--schedules", "40", "--no-shrink"];
+    let run = |rest: &[&str]| backsim(&explore(&file, &[&common[..], rest].concat()), home.path());
+    let broken = ["--defect", "copy-bit-cleared-late", "--compat", "qemu-10.0"];
+    let report = text(&run(&[&broken[..], &["--save", "found.yaml"]].concat()));
+    assert!(report.starts_with("4 workers as qemu-10.0: "), "{report}");
+    let report = text(&run(&broken));
+    assert!(report.contains(" --compat qemu-10.0 "), "the command that finds it again:\n{report}");
+    let kept = fs::read_to_string(home.path().join("found.yaml")).expect("the file was written");
+    assert!(kept.contains("\ncompat: qemu-10.0\n"), "{kept}");
+    assert_eq!(backsim(&["replay", "found.yaml"], home.path()).status.code(), Some(0));
+    let unknown = kept.replace("\ncompat: qemu-10.0\n", "\ncompat: qemu-9.9\n");
+    fs::write(home.path().join("found.yaml"), unknown).expect("the file can be written");
+    assert_eq!(backsim(&["replay", "found.yaml"], home.path()).status.code(), Some(2));
+    // Its own version and another one: two searches.
+    let json = text(&run(&["--json", "--checkpoint", "kept"]));
+    assert!(json.contains("\"compat\":\"qemu-7.2\""), "{json}");
+    let json = text(&run(&["--json", "--compat", "qemu-10.0"]));
+    assert!(json.contains("\"compat\":\"qemu-10.0\""), "{json}");
+    let other = run(&["--checkpoint", "kept", "--compat", "qemu-10.0"]);
+    assert_eq!(other.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(said.contains("the checkpoint is of another search: compat"), "{said}");
+    run(&["--shard", "slice:1/2", "--out", "part1"]);
+    run(&["--shard", "slice:2/2", "--out", "part2", "--compat", "qemu-10.0"]);
+    assert_eq!(backsim(&["explore", "merge", "part1", "part2"], home.path()).status.code(), Some(2));
+}
+
+#[test]
 fn results_are_written_for_machines() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
     let file = scenario("writers");

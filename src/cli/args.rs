@@ -195,7 +195,7 @@ pub struct ListArgs {
 }
 
 /// Reads one of the names that `compat:` knows.
-fn compat() -> impl clap::builder::TypedValueParser<Value = Compat> {
+pub(super) fn compat() -> impl clap::builder::TypedValueParser<Value = Compat> {
     use clap::builder::TypedValueParser;
     let names = clap::builder::PossibleValuesParser::new(Compat::ALL.map(Compat::name));
     names.try_map(|name| Compat::from_name(&name).ok_or("not a version"))

@@ -10,9 +10,11 @@ use crate::explore::command::{self, CommandError, Ui};
 use crate::explore::options::{ExploreOptions, Format, Method, SHRINK, Telling};
 use crate::explore::replaying::{self, ReplayOptions};
 use crate::explore::strategy::{Reduction, Selection};
+use crate::quirks::Compat;
 use crate::shard::Shard;
 use crate::workers::cores;
 
+use super::args::compat;
 use super::error::{Failure, Message};
 use super::exit::Exit;
 use super::terminal::Terminal;
@@ -30,6 +32,9 @@ pub struct ExploreArgs {
     /// Only the case of this name.
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
+    /// Reproduces this version of QEMU, whatever the scenario says.
+    #[arg(long, value_name = "V", value_parser = compat())]
+    pub compat: Option<Compat>,
     /// auto, seeded, random, pct, pos, urw, surw, delays, coverage, bounded, or exhaustive.
     #[arg(long, value_name = "S", default_value = "auto")]
     pub strategy: String,
@@ -63,7 +68,7 @@ pub struct ExploreArgs {
     /// Keeps the search in FILE while it runs, and goes on from there if FILE exists.
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
-    /// A violation that is known, `INVARIANT` or `INVARIANT:PART`; may be given again.
+    /// A violation that is known, `INVARIANT` or `BREACH`, with `:PART` for part of its text; may be given again.
     #[arg(long, value_name = "V")]
     pub known: Vec<String>,
     /// Stops at known findings too, which `../findings/known.list` beside the scenario's directory lists.
@@ -168,6 +173,7 @@ pub fn explore(args: &ExploreArgs, terminal: &mut Terminal<'_>) -> Result<Exit, 
     };
     let options = ExploreOptions {
         case: args.case.clone(),
+        compat: args.compat,
         method,
         depth: args.depth,
         schedules: args.schedules,

@@ -100,14 +100,14 @@ pub fn explore(options: &ExploreOptions, ui: &mut Ui<'_>) -> Result<bool, Comman
     let (text, cases) = cases_of(&options.scenario, options.case.as_deref())?;
     let defects = options.defects.iter().map(String::as_str);
     Quirks::with_defects(Compat::Qemu72, defects).map_err(CommandError::Mistake)?;
-    let options = &with_listed(options, &text, ui)?;
+    let options = &with_listed(options, &text, &cases, ui)?;
     let plan = options.plan().map_err(CommandError::Mistake)?;
     let mut kept = Kept::open(options)?;
     let mut teller = Teller::new(&options.telling);
     for case in cases {
         let search = Search::of(options, &text, &case);
         let begin = Instant::now();
-        let tally = search_case(options, &plan, &search, &case, &mut kept, ui)?;
+        let tally = search_case(options, &plan, &search, &mut kept, ui)?;
         let seconds = begin.elapsed().as_secs_f64();
         teller.case(Outcome::new(search, options.part, &tally), &tally, Some(seconds), ui)?;
     }
@@ -116,12 +116,18 @@ pub fn explore(options: &ExploreOptions, ui: &mut Ui<'_>) -> Result<bool, Comman
 
 /// The options with what is known beside the scenario; says so. With a defect put in nothing is passed over that the
 /// user has not named.
-fn with_listed(options: &ExploreOptions, text: &str, ui: &mut Ui<'_>) -> Result<ExploreOptions, CommandError> {
+fn with_listed(
+    options: &ExploreOptions,
+    text: &str,
+    cases: &[Case],
+    ui: &mut Ui<'_>,
+) -> Result<ExploreOptions, CommandError> {
     let mut options = options.clone();
     if !options.listed || !options.defects.is_empty() {
         return Ok(options);
     }
-    for finding in known::beside(&options.scenario, text).map_err(CommandError::Mistake)? {
+    let versions: Vec<Compat> = cases.iter().map(|case| options.compat.unwrap_or(case.settings.compat.0)).collect();
+    for finding in known::beside(&options.scenario, text, &versions).map_err(CommandError::Mistake)? {
         if options.telling.format == Format::Text {
             writeln!(ui.out, "goes on past {} ({})", finding.finding, finding.signature())?;
         }
@@ -194,16 +200,17 @@ fn search_case(
     options: &ExploreOptions,
     plan: &Plan,
     search: &Search,
-    case: &Case,
     kept: &mut Kept,
     ui: &mut Ui<'_>,
 ) -> Result<Tally, CommandError> {
     let begun = kept.begun(options, search)?;
-    let mut progress = Progress::new(&case.name, plan, options.time, begun.runs);
+    let mut progress = Progress::new(&search.case, plan, options.time, begun.runs);
     let begin = Instant::now();
     let in_time = || options.time.is_none_or(|time| begin.elapsed() < time);
+    // A case can't be sent to another thread, so each reads the scenario again; it was readable above.
+    let make = || search.setup().expect("the scenario was read with this case a moment ago");
     if !matches!(options.method(), Method::Seeded(_) | Method::Auto) {
-        let setup = Setup::new(case.clone(), options.defects.clone());
+        let setup = make();
         let look = |tally: &Tally| {
             if let Some(line) = progress.line(tally) {
                 ui.show(&line);
@@ -218,8 +225,6 @@ fn search_case(
         ui.show("");
         return Ok(tally);
     }
-    // A case can't be sent to another thread, so each reads the scenario again; it was readable above.
-    let make = || search.setup().expect("the scenario was read with this case a moment ago");
     if options.method() == Method::Auto {
         let setup = make();
         let shown = std::cell::RefCell::new(|tally: &Tally| {
@@ -299,7 +304,7 @@ impl<'a> Teller<'a> {
         match self.telling.format {
             Format::Json => {
                 let shrunk = found.as_ref().map(|(_, shrunk, _)| shrunk);
-                writeln!(ui.out, "{}", as_json(&search, tally, shrunk, seconds, saved.as_deref()))?;
+                writeln!(ui.out, "{}", as_json(&search, &setup, tally, shrunk, seconds, saved.as_deref()))?;
             }
             Format::Text => {
                 write!(ui.out, "{}", summary(&search, &setup, tally, seconds))?;
@@ -333,7 +338,10 @@ impl<'a> Teller<'a> {
         if let Some(path) = &self.telling.junit {
             let name = self.outcomes.first().map_or_else(String::new, |outcome| outcome.search.scenario_name.clone());
             let stem = Path::new(&name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            let class = format!("explore.{}", stem.unwrap_or_default().replace('.', "_"));
+            let version = self.outcomes.first().and_then(|outcome| outcome.search.compat.clone());
+            let parts = ["explore".to_owned()].into_iter().chain(version).chain(stem);
+            let class: Vec<String> = parts.map(|part| part.replace('.', "_")).collect();
+            let class = class.join(".");
             let text = junit(&[Suite { name, class, cases: self.suite }]);
             std::fs::write(path, text).map_err(CommandError::file(path))?;
         }
@@ -353,6 +361,7 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
 
 fn as_json(
     search: &Search,
+    setup: &Setup,
     tally: &Tally,
     shrunk: Option<&Shrunk>,
     seconds: Option<f64>,
@@ -362,6 +371,7 @@ fn as_json(
     json!({
         "scenario": search.scenario_name,
         "case": search.case,
+        "compat": setup.version().name(),
         "strategy": search.strategy,
         "seed": search.seed,
         "runs": tally.runs,
@@ -381,7 +391,8 @@ fn as_json(
 }
 
 fn summary(search: &Search, setup: &Setup, tally: &Tally, seconds: Option<f64>) -> String {
-    let mut text = format!("{}: {} schedules", search.case, tally.runs);
+    let version = search.compat.as_ref().map_or_else(String::new, |compat| format!(" as {compat}"));
+    let mut text = format!("{}{version}: {} schedules", search.case, tally.runs);
     if let Some(seconds) = seconds {
         let _ = write!(text, " in {seconds:.1} s ({:.0} a second)", tally.runs as f64 / seconds.max(1e-9));
     }
@@ -440,6 +451,9 @@ fn failure_text(
 /// The command that finds the failure again.
 fn again(search: &Search, failure: &Failure) -> String {
     let mut command = format!("backsim explore {} --case {}", quoted(&search.scenario_name), quoted(&search.case));
+    if let Some(compat) = &search.compat {
+        command += &format!(" --compat {compat}");
+    }
     for (flag, values) in [("--defect", &search.defects), ("--known", &search.known)] {
         values.iter().for_each(|value| command += &format!(" {flag} {}", quoted(value)));
     }
@@ -466,6 +480,7 @@ fn replay_file(search: &Search, shrunk: &Shrunk) -> ReplayFile {
         breach: shrunk.violation.breach.name().to_owned(),
         violation: shrunk.violation.text.clone(),
         case: shrunk.setup.case.name.clone(),
+        compat: search.compat.clone(),
         defects: search.defects.clone(),
         departures: shrunk.departures.iter().map(NamedDeparture::from).collect(),
         scenario_name: search.scenario_name.clone(),

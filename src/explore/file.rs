@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::quirks::Compat;
 use crate::scenario::{self, Case};
 
 use super::model::Violation;
@@ -24,6 +25,9 @@ pub struct ReplayFile {
     pub violation: String,
     /// The case of the scenario.
     pub case: String,
+    /// Whose behaviour, where that is not the scenario's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compat: Option<String>,
     /// Defects that were put in.
     #[serde(default)]
     pub defects: Vec<String>,
@@ -51,6 +55,12 @@ pub struct NamedDeparture {
     pub events: Option<u32>,
     /// The arrival that comes.
     pub take: NamedStep,
+}
+
+/// The version that a file names, if it names one.
+pub(super) fn version(name: Option<&str>) -> Result<Option<Compat>, String> {
+    let known = |name: &str| Compat::from_name(name).ok_or_else(|| format!("no version is called '{name}'"));
+    name.map(known).transpose()
 }
 
 fn named(step: &StepName) -> NamedStep {
@@ -89,6 +99,9 @@ impl ReplayFile {
             self.breach,
         );
         text += &format!("violation: {}\ncase: {}\n", quoted(&self.violation), quoted(&self.case));
+        if let Some(compat) = &self.compat {
+            text += &format!("compat: {compat}\n");
+        }
         let defects: Vec<String> = self.defects.iter().map(|name| quoted(name)).collect();
         text += &format!("defects: [{}]\n", defects.join(", "));
         text += if self.departures.is_empty() { "departures: []\n" } else { "departures:\n" };
@@ -123,9 +136,10 @@ impl ReplayFile {
         found.ok_or_else(|| format!("the scenario in the file has no case '{}'", self.case))
     }
 
-    /// What is run: the case with the defects of the file.
+    /// What is run: the case with the defects, and as the version, of the file.
     pub fn setup(&self) -> Result<Setup, String> {
-        Ok(Setup::new(self.find_case()?, self.defects.clone()))
+        let compat = version(self.compat.as_deref())?;
+        Ok(Setup { compat, ..Setup::new(self.find_case()?, self.defects.clone()) })
     }
 
     /// Its own violation among those that a run shows: to the letter, or else broken in the same way.

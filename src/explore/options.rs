@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::quirks::Compat;
 use crate::shard::Shard;
 
 use super::known;
@@ -91,6 +92,8 @@ pub struct ExploreOptions {
     pub scenario: PathBuf,
     /// Only the case of this name.
     pub case: Option<String>,
+    /// Whose behaviour; none: the scenario's.
+    pub compat: Option<Compat>,
     /// How runs are chosen.
     pub method: Method,
     /// As `--depth` says.
@@ -107,7 +110,7 @@ pub struct ExploreOptions {
     pub threads: u64,
     /// The part of the runs that is made here.
     pub part: Option<Shard>,
-    /// Known violations, `INVARIANT` or `INVARIANT:PART OF THE TEXT`.
+    /// Known violations: the name of an invariant or a breach, with or without `:PART OF THE TEXT`.
     pub known: Vec<String>,
     /// Whether what is listed beside the scenario is known too.
     pub listed: bool,
@@ -123,6 +126,7 @@ impl ExploreOptions {
         ExploreOptions {
             scenario,
             case: None,
+            compat: None,
             method: Method::Auto,
             depth: 2,
             schedules: 10_000,

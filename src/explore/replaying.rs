@@ -76,6 +76,7 @@ fn timeline(setup: &Setup, departures: &[Departure]) -> Result<String, CommandEr
     let events: std::rc::Rc<std::cell::RefCell<Vec<Stamped>>> = std::rc::Rc::default();
     let seen = events.clone();
     let options = SimOptions {
+        compat: setup.compat,
         choices: Choices::with(Box::new(Replay::new(departures).0)),
         defects: setup.defects.clone(),
         observe: Some(Box::new(move |sim| {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::scenario::{self, Case};
 use crate::shard::Shard;
 
-use super::file::NamedDeparture;
+use super::file::{self, NamedDeparture};
 use super::model::{Breach, Violation};
 use super::options::{ExploreOptions, Method};
 use super::run::Setup;
@@ -31,6 +31,9 @@ pub struct Search {
     pub scenario_name: String,
     /// The case.
     pub case: String,
+    /// Whose behaviour, where that is not the scenario's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compat: Option<String>,
     /// Defects beside the scenario's own.
     pub defects: Vec<String>,
     /// The strategy's name.
@@ -54,6 +57,7 @@ impl Search {
             backsim: env!("CARGO_PKG_VERSION").to_owned(),
             scenario_name: options.scenario.display().to_string(),
             case: case.name.clone(),
+            compat: options.compat.map(|compat| compat.name().to_owned()),
             defects: options.defects.clone(),
             strategy: options.method().name().to_owned(),
             depth: options.depth,
@@ -70,7 +74,8 @@ impl Search {
         let cases = loaded.cases().map_err(|found| found.to_string())?;
         let case = cases.into_iter().find(|case| case.name == self.case);
         let case = case.ok_or_else(|| format!("{} has no case '{}'", self.scenario_name, self.case))?;
-        Ok(Setup::new(case, self.defects.clone()))
+        let compat = file::version(self.compat.as_deref())?;
+        Ok(Setup { compat, ..Setup::new(case, self.defects.clone()) })
     }
 
     /// How the runs were chosen.
@@ -90,6 +95,7 @@ impl Search {
             .or_else(|| differ("strategy", &(&self.strategy, self.depth), &(&other.strategy, other.depth)))
             .or_else(|| differ("seed", &self.seed, &other.seed))
             .or_else(|| differ("schedules", &self.schedules, &other.schedules))
+            .or_else(|| differ("compat", &self.compat, &other.compat))
             .or_else(|| differ("defects", &self.defects, &other.defects))
             .or_else(|| differ("known", &self.known, &other.known))
             .or_else(|| (self.scenario != other.scenario).then(|| "two different texts of the scenario".to_owned()))

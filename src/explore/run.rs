@@ -57,6 +57,11 @@ impl Setup {
         Setup { case, defects, compat: None, begin_as_zeros, own_images, step_limit: STEP_LIMIT }
     }
 
+    /// Whose behaviour is reproduced.
+    pub fn version(&self) -> Compat {
+        self.compat.unwrap_or(self.case.settings.compat.0)
+    }
+
     /// What to run to show a violation: of a run that has no end only the beginning, over and over.
     pub fn to_show(&self, violation: &Violation) -> Setup {
         let step_limit = if violation.is_livelock() { SHOWN_STEPS } else { self.step_limit };
@@ -217,12 +222,16 @@ fn judge_ending(setup: &Setup, run: &SimRun, found: &mut Vec<Violation>) {
         && !run.outcome.is_as_expected(&setup.case.settings)
     {
         let stuck = run.outcome.outcome() == Outcome::Deadlock || why.starts_with("no end after");
-        let breach = if stuck { Breach::Stuck } else { Breach::Unexpected };
-        found.push(Violation::new(breach, "the scenario", format!("line {line}: {why}")));
+        let (breach, subject) = match stuck {
+            true => (Breach::Stuck, "the scenario"),
+            false if why.starts_with("QEMU ended by itself") => (Breach::Aborted, why.as_str()),
+            false => (Breach::Unexpected, why.as_str()),
+        };
+        found.push(Violation::new(breach, subject, format!("line {line}: {why}")));
     }
     let is_wrong = |line: &&str| line.contains("ERROR!") || line.starts_with("Pattern verification failed");
     if let Some(wrong) = run.outcome.transcript.text().lines().find(is_wrong) {
-        found.push(Violation::new(Breach::WrongOutput, "the scenario", wrong.to_owned()));
+        found.push(Violation::new(Breach::WrongOutput, wrong, wrong.to_owned()));
     }
 }
 

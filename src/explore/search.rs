@@ -27,7 +27,7 @@ pub struct Plan {
     pub end: u64,
     /// Only the runs of this part; none: all.
     pub part: Option<Shard>,
-    /// Violations that are known and passed over: invariant's name and part of the text.
+    /// Violations that are known and passed over: name of an invariant or a breach, and part of the text.
     pub known: Vec<(String, String)>,
 }
 

@@ -276,16 +276,22 @@ impl std::fmt::Display for Difference {
     }
 }
 
+/// Where `content`, which starts at `offset`, has stretches of known bytes of `image` otherwise.
+pub fn differences(image: &Image, offset: u64, content: &Runs) -> impl Iterator<Item = Difference> {
+    let starts = content.iter().scan(offset, |at, (bytes, found)| {
+        *at += bytes;
+        Some((*at - bytes, *at, *found))
+    });
+    starts.flat_map(move |(start, end, found)| {
+        let difference = move |run: super::ranges::Stretch<Option<u8>>| {
+            let expected = run.value.filter(|expected| *expected != found)?;
+            Some(Difference { at: run.start, found, expected })
+        };
+        image.within(start, end).filter_map(difference)
+    })
+}
+
 /// The first known byte of `image` that `content`, which starts at `offset`, has otherwise.
 pub fn first_difference(image: &Image, offset: u64, content: &Runs) -> Option<Difference> {
-    let mut at = offset;
-    for (bytes, found) in content {
-        for run in image.within(at, at + bytes) {
-            if let Some(expected) = run.value.filter(|expected| expected != found) {
-                return Some(Difference { at: run.start, found: *found, expected });
-            }
-        }
-        at += bytes;
-    }
-    None
+    differences(image, offset, content).next()
 }

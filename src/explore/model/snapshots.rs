@@ -1,14 +1,15 @@
 //! What snapshots of disks show their readers.
 //!
-//! A snapshot is the disk as it was when its filter came. A reader that gets what was written while it read is told apart
-//! from one that gets anything else. Nothing here knows how a filter keeps the snapshot.
+//! A snapshot is the disk as it was when its filter came. A reader that gets what was written while it read, and one that
+//! gets what the disk holds now because its read begins where that has changed and ends behind, are told apart
+//! from one that gets anything else. Nothing else here knows how a filter keeps the snapshot.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::sim::Runs;
 
-use super::disks::{Disks, Image, first_difference};
+use super::disks::{Difference, Disks, Image, differences};
 use super::given_up::GivenUp;
 use super::ranges::Ranges;
 use super::violation::{Breach, Violation};
@@ -19,6 +20,9 @@ struct Snapshot {
     image: Image,
 }
 
+/// A filter keeps clusters that are at least as long, so that no piece of one which a guest has changed is left.
+const CLUSTER: u64 = 65536;
+
 /// All snapshots; see the module's text.
 #[derive(Default)]
 pub struct Snapshots {
@@ -27,12 +31,15 @@ pub struct Snapshots {
     now: u64,
     /// When a guest's last change of each byte of a disk was answered.
     written: BTreeMap<Rc<str>, Ranges<u64>>,
+    /// When the first such change in the cluster of each byte was; the end of time where none was.
+    kept: BTreeMap<Rc<str>, Ranges<u64>>,
 }
 
 impl Snapshots {
     /// From now on `filter` keeps `source` as `image`.
     pub fn open(&mut self, filter: &Rc<str>, source: &Rc<str>, image: Image) {
         self.all.retain(|snapshot| snapshot.filter != *filter);
+        self.kept.remove(source);
         self.all.push(Snapshot { filter: filter.clone(), source: source.clone(), image });
     }
 
@@ -47,11 +54,17 @@ impl Snapshots {
         self.now
     }
 
-    /// A guest's change of `start..end` of a disk is answered.
-    pub fn write(&mut self, disk: &Rc<str>, (start, end): (u64, u64)) {
+    /// A guest's change of `start..end` of a disk is answered, well or not.
+    pub fn write(&mut self, disk: &Rc<str>, (start, end): (u64, u64), succeeded: bool) {
         if self.all.iter().any(|snapshot| snapshot.source == *disk) {
             let now = self.moment();
             self.written.entry(disk.clone()).or_insert_with(|| Ranges::all(0)).set(start, end - start, now);
+            let (start, end) = (start / CLUSTER * CLUSTER, end.next_multiple_of(CLUSTER));
+            let kept = self.kept.entry(disk.clone()).or_insert_with(|| Ranges::all(u64::MAX));
+            let fresh: Vec<_> = kept.within(start, end).filter(|run| run.value == u64::MAX).collect();
+            for run in fresh.iter().filter(|_| succeeded) {
+                kept.set(run.start, run.end - run.start, now);
+            }
         }
     }
 
@@ -70,21 +83,75 @@ impl Snapshots {
             given_up.blur(&mut image);
             image
         });
-        let difference = first_difference(blurred.as_ref().unwrap_or(image), offset, content)?;
-        let at = difference.at;
-        let was_written = self.written.get(source).is_some_and(|written| written.at(at) > begun);
-        let is_written = disks.changing(source).any(|request| (request.offset..request.end).contains(&at));
-        let (breach, when) = match was_written || is_written {
-            true => (Breach::SnapshotOvertaken, ", written while it read"),
-            false => (Breach::SnapshotDiffers, ""),
+        let edge = self.edge(source, begun, (offset, offset + content.iter().map(|(bytes, _)| bytes).sum::<u64>()));
+        let overtaken = |found: &Difference| {
+            let was_written = self.written.get(source).is_some_and(|written| written.at(found.at) > begun);
+            was_written || disks.changing(source).any(|request| (request.offset..request.end).contains(&found.at))
         };
-        let text = format!("a reader of the snapshot of disk {source} got {difference}{when}");
+        // What the disk holds, or held when it was read.
+        let holds = |found: &Difference| {
+            let now = disks.image(source).at(found.at);
+            now.is_none_or(|now| now == found.found) || overtaken(found)
+        };
+        let straddles = |found: &Difference| found.at < edge && holds(found);
+        let image = blurred.as_ref().unwrap_or(image);
+        let plain = differences(image, offset, content).find(|found| !straddles(found));
+        let difference = plain.or_else(|| differences(image, offset, content).next())?;
+        let overtaken = overtaken(&difference);
+        let breach = match (plain.is_none(), overtaken) {
+            (true, _) => Breach::SnapshotStraddled,
+            (false, true) => Breach::SnapshotOvertaken,
+            (false, false) => Breach::SnapshotDiffers,
+        };
+        let behind = if plain.is_none() { ", by a read that ends behind what was kept" } else { "" };
+        let when = if overtaken { ", written while it read" } else { "" };
+        let text = format!("a reader of the snapshot of disk {source} got {difference}{behind}{when}");
         Some(Violation::new(breach, source, text))
+    }
+
+    /// Where the last cluster of `start..end` begins that no guest had certainly changed before the moment `begun`: what
+    /// lies in front of it a read may straddle.
+    fn edge(&self, source: &Rc<str>, begun: u64, (start, end): (u64, u64)) -> u64 {
+        let last_unkept = |kept: &Ranges<u64>| {
+            kept.within(start, end).filter(|run| run.value >= begun).last().map(|run| (run.end - 1) / CLUSTER * CLUSTER)
+        };
+        self.kept.get(source).and_then(last_unkept).unwrap_or(0)
     }
 
     /// The machine has ended, and all snapshots with it.
     pub fn clear(&mut self) {
         self.all.clear();
         self.written.clear();
+        self.kept.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const K64: u64 = 65536;
+
+    /// What a reader of 256 KiB of zeros, whose first cluster a guest has overwritten with 0x11, is said to have got wrong.
+    fn judged(offset: u64, content: &Runs) -> Option<Breach> {
+        let (disk, filter) = (Rc::from("disk"), Rc::from("cbw"));
+        let (mut disks, mut snapshots) = (Disks::new(true), Snapshots::default());
+        snapshots.open(&filter, &disk, disks.image(&disk));
+        disks.begin(1, &disk, "write", (0, K64), (&vec![(K64, 0x11)], false));
+        disks.end(1, 0, &Runs::new(), &mut Vec::new());
+        snapshots.write(&disk, (0, K64), true);
+        let begun = snapshots.moment();
+        let found = snapshots.judge(&filter, begun, (offset, content), &GivenUp::new(), &disks);
+        found.map(|violation| violation.breach)
+    }
+
+    #[test]
+    fn only_what_the_disk_holds_in_front_of_what_was_not_kept_is_straddled() {
+        let content = |first: u8, second: u8| vec![(K64, first), (K64, second)];
+        assert_eq!(judged(0, &content(0, 0)), None);
+        assert_eq!(judged(0, &content(0x11, 0)), Some(Breach::SnapshotStraddled));
+        assert_eq!(judged(0, &content(0x12, 0)), Some(Breach::SnapshotDiffers), "the disk holds something else");
+        assert_eq!(judged(0, &content(0x11, 0x11)), Some(Breach::SnapshotDiffers), "nothing behind it was kept");
+        assert_eq!(judged(0, &vec![(K64, 0x11)]), Some(Breach::SnapshotDiffers), "the read ends with the cluster");
     }
 }

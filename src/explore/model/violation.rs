@@ -105,6 +105,8 @@ pub enum Breach {
     SnapshotDiffers,
     /// A reader of a snapshot got what was written while it read.
     SnapshotOvertaken,
+    /// A reader of a snapshot got what the disk holds now, by a read that begins where that had changed and ends behind.
+    SnapshotStraddled,
     /// A reader of a snapshot was refused.
     SnapshotRefused,
     /// A disk does not hold what its guest wrote.
@@ -147,6 +149,8 @@ pub enum Breach {
     NotBelieved,
     /// The machine crashed.
     Crash,
+    /// QEMU ended by itself.
+    Aborted,
     /// The run went on for ever, or nothing was left that could happen.
     Stuck,
     /// A job or a request did not end.
@@ -178,6 +182,7 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::MergedUnequal, Invariant::ModePromise, "merged-unequal"),
     (Breach::SnapshotDiffers, Invariant::Fleecing, "snapshot-differs"),
     (Breach::SnapshotOvertaken, Invariant::Fleecing, "snapshot-overtaken"),
+    (Breach::SnapshotStraddled, Invariant::Fleecing, "snapshot-straddled"),
     (Breach::SnapshotRefused, Invariant::Fleecing, "snapshot-refused"),
     (Breach::DataDiffers, Invariant::Guest, "data-differs"),
     (Breach::ZerosUndone, Invariant::Guest, "zeros-undone"),
@@ -199,6 +204,7 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::StaleBelieved, Invariant::Image, "stale-believed"),
     (Breach::NotBelieved, Invariant::Image, "not-believed"),
     (Breach::Crash, Invariant::Progress, "crash"),
+    (Breach::Aborted, Invariant::Progress, "aborted"),
     (Breach::Stuck, Invariant::Progress, "stuck"),
     (Breach::Unended, Invariant::Progress, "unended"),
     (Breach::Unexpected, Invariant::Expectation, "unexpected"),
@@ -234,7 +240,7 @@ pub struct Violation {
     pub invariant: Invariant,
     /// In which way; shrinking keeps to it.
     pub breach: Breach,
-    /// The job, bitmap or disk that it is about; shrinking keeps to it.
+    /// The job, bitmap or disk that it is about, or what is said instead of what was expected; shrinking keeps to it.
     pub subject: String,
     /// All of it in words, clusters named.
     pub text: String,

@@ -202,7 +202,7 @@ impl Watch {
     fn guest_ends(&mut self, id: u64, error: i32, content: &Runs) {
         let Some(request) = self.disks.end(id, error, content, &mut self.found) else { return };
         if request.changes() {
-            self.snapshots.write(&request.disk, (request.offset, request.end));
+            self.snapshots.write(&request.disk, (request.offset, request.end), error == 0);
         }
         if error != 0 {
             for settled in self.jobs.iter_mut().filter_map(|job| job.settled.as_mut()) {
