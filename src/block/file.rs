@@ -154,7 +154,11 @@ impl FileDriver {
             Operation::Flush => ("flush", true),
             Operation::Discard => ("discard", true),
         };
-        block.sim.device(latency, Footprint::range(what, node.id.0, offset, bytes, writes)).await;
+        let footprint = Footprint::range(what, node.id.0, offset, bytes, writes);
+        match operation {
+            Operation::Flush => block.sim.device_sync(latency, footprint).await,
+            _ => block.sim.device(latency, footprint).await,
+        }
         strike.error.map_or(Ok(()), Err)
     }
 

@@ -18,6 +18,8 @@ pub(super) enum Class {
     Timer,
     /// A client or guest goes on.
     Actor,
+    /// A device has made durable what it holds.
+    Durable,
     /// How long a client waits before it gives up: the last thing to happen, never chosen early.
     Patience,
 }

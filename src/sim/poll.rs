@@ -115,7 +115,7 @@ impl EventLoop {
         let sequence = self.sequence;
         let (round, place) = match class {
             Class::Completion => (self.round, u64::MAX - sequence),
-            Class::Timer | Class::Actor | Class::Patience => (0, sequence),
+            Class::Durable | Class::Timer | Class::Actor | Class::Patience => (0, sequence),
         };
         let key = ArrivalKey { at, class, round, place, sequence };
         self.arrivals.insert(key, Arrival { what, footprint, event });
@@ -255,11 +255,22 @@ impl Sim {
     }
 
     /// Yields until a device has done something that takes `latency` ns.
-    pub async fn device(&self, latency: Nanos, mut footprint: Footprint) {
+    pub async fn device(&self, latency: Nanos, footprint: Footprint) {
+        self.completion(Class::Completion, latency, footprint).await;
+    }
+
+    /// Yields until a device has made durable what it holds, which takes `latency` ns. A real disk takes milliseconds for
+    /// that, its host and a client far less for anything else: of what is due at the same time it comes last, also after
+    /// what the others lead to.
+    pub async fn device_sync(&self, latency: Nanos, footprint: Footprint) {
+        self.completion(Class::Durable, latency, footprint).await;
+    }
+
+    async fn completion(&self, class: Class, latency: Nanos, mut footprint: Footprint) {
         let Some(me) = self.current() else { return };
         footprint.task = Some(me);
         let at = self.now().saturating_add(latency);
-        self.0.events.borrow_mut().arrive(at, Class::Completion, Arrives::Wake(me), footprint);
+        self.0.events.borrow_mut().arrive(at, class, Arrives::Wake(me), footprint);
         self.park("the device").await;
     }
 
@@ -450,7 +461,7 @@ impl Sim {
         {
             let mut events = self.0.events.borrow_mut();
             events.looked = false;
-            if key.class == Class::Completion {
+            if matches!(key.class, Class::Completion | Class::Durable) {
                 events.round = events.round.max(key.round + 1);
             }
             events.begin_event(arrival.event);
