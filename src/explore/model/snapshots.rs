@@ -18,6 +18,8 @@ struct Snapshot {
     filter: Rc<str>,
     source: Rc<str>,
     image: Image,
+    /// When the first change of the disk in the cluster of each byte was answered; the end of time where none was.
+    kept: Ranges<u64>,
 }
 
 /// A filter keeps clusters that are at least as long, so that no piece of one which a guest has changed is left.
@@ -31,16 +33,13 @@ pub struct Snapshots {
     now: u64,
     /// When a guest's last change of each byte of a disk was answered.
     written: BTreeMap<Rc<str>, Ranges<u64>>,
-    /// When the first such change in the cluster of each byte was; the end of time where none was.
-    kept: BTreeMap<Rc<str>, Ranges<u64>>,
 }
 
 impl Snapshots {
     /// From now on `filter` keeps `source` as `image`.
     pub fn open(&mut self, filter: &Rc<str>, source: &Rc<str>, image: Image) {
         self.all.retain(|snapshot| snapshot.filter != *filter);
-        self.kept.remove(source);
-        self.all.push(Snapshot { filter: filter.clone(), source: source.clone(), image });
+        self.all.push(Snapshot { filter: filter.clone(), source: source.clone(), image, kept: Ranges::all(u64::MAX) });
     }
 
     /// What the snapshot of a filter shows, if that keeps one.
@@ -59,11 +58,13 @@ impl Snapshots {
         if self.all.iter().any(|snapshot| snapshot.source == *disk) {
             let now = self.moment();
             self.written.entry(disk.clone()).or_insert_with(|| Ranges::all(0)).set(start, end - start, now);
+        }
+        let now = self.now;
+        for snapshot in self.all.iter_mut().filter(|snapshot| succeeded && snapshot.source == *disk) {
             let (start, end) = (start / CLUSTER * CLUSTER, end.next_multiple_of(CLUSTER));
-            let kept = self.kept.entry(disk.clone()).or_insert_with(|| Ranges::all(u64::MAX));
-            let fresh: Vec<_> = kept.within(start, end).filter(|run| run.value == u64::MAX).collect();
-            for run in fresh.iter().filter(|_| succeeded) {
-                kept.set(run.start, run.end - run.start, now);
+            let fresh: Vec<_> = snapshot.kept.within(start, end).filter(|run| run.value == u64::MAX).collect();
+            for run in fresh {
+                snapshot.kept.set(run.start, run.end - run.start, now);
             }
         }
     }
@@ -77,13 +78,13 @@ impl Snapshots {
         given_up: &GivenUp,
         disks: &Disks,
     ) -> Option<Violation> {
-        let Snapshot { source, image, .. } = self.all.iter().find(|snapshot| *snapshot.filter == *filter)?;
+        let Snapshot { source, image, kept, .. } = self.all.iter().find(|snapshot| *snapshot.filter == *filter)?;
         let blurred = (!given_up.is_quiet()).then(|| {
             let mut image = image.clone();
             given_up.blur(&mut image);
             image
         });
-        let edge = self.edge(source, begun, (offset, offset + content.iter().map(|(bytes, _)| bytes).sum::<u64>()));
+        let edge = edge(kept, begun, (offset, offset + content.iter().map(|(bytes, _)| bytes).sum::<u64>()));
         let overtaken = |found: &Difference| {
             let was_written = self.written.get(source).is_some_and(|written| written.at(found.at) > begun);
             was_written || disks.changing(source).any(|request| (request.offset..request.end).contains(&found.at))
@@ -109,21 +110,17 @@ impl Snapshots {
         Some(Violation::new(breach, source, text))
     }
 
-    /// Where the last cluster of `start..end` begins that no guest had certainly changed before the moment `begun`: what
-    /// lies in front of it a read may straddle.
-    fn edge(&self, source: &Rc<str>, begun: u64, (start, end): (u64, u64)) -> u64 {
-        let last_unkept = |kept: &Ranges<u64>| {
-            kept.within(start, end).filter(|run| run.value >= begun).last().map(|run| (run.end - 1) / CLUSTER * CLUSTER)
-        };
-        self.kept.get(source).and_then(last_unkept).unwrap_or(0)
-    }
-
     /// The machine has ended, and all snapshots with it.
     pub fn clear(&mut self) {
         self.all.clear();
         self.written.clear();
-        self.kept.clear();
     }
+}
+
+/// Where the last cluster of `start..end` begins that no guest had certainly changed before the moment `begun`: what lies in
+/// front of it a read may straddle.
+fn edge(kept: &Ranges<u64>, begun: u64, (start, end): (u64, u64)) -> u64 {
+    kept.within(start, end).filter(|run| run.value >= begun).last().map_or(0, |run| (run.end - 1) / CLUSTER * CLUSTER)
 }
 
 #[cfg(test)]
