@@ -5,7 +5,7 @@ use std::path::Path;
 
 use backsim::explore::search::{Tally, search};
 use backsim::explore::{Invariant, Kind, Plan, Setup};
-use backsim::quirks::DEFECTS;
+use backsim::quirks::{Compat, DEFECTS};
 use backsim::scenario::{self, Case};
 
 #[path = "common/places.rs"]
@@ -69,6 +69,22 @@ fn readers_of_an_empty_disk_get_no_new_data() {
     assert!(tally.failure.is_none(), "{:?}", tally.failure);
 }
 
+/// While one job's filter leaves, the job of the filter below can't end: the model of 10.0 once let it, and died.
+#[test]
+fn two_backups_of_a_disk_end_at_any_time_as_10_0() {
+    let case = case("two-backups", "by bitmap, both end");
+    let setup = Setup { compat: Some(Compat::Qemu100), ..Setup::new(case, Vec::new()) };
+    let tally = search(&setup, &Plan::new(Kind::Auto, 40_000_000, 150), |_| true);
+    assert!(tally.failure.is_none(), "{:?}", tally.failure);
+}
+
+/// A second failure in the wake of the first is nobody's: the model once lost a cluster by it.
+#[test]
+fn two_failures_below_a_disk_lose_no_cluster() {
+    let tally = explore("metadata-failures", "write below disk, 2", Vec::new(), Kind::Auto, 150);
+    assert!(tally.failure.is_none(), "{:?}", tally.failure);
+}
+
 /// QEMU's own defects that runs of `scenarios/findings/` show, and the signature that passes over each.
 const FINDINGS: &[(&str, Invariant, &str)] = &[
     ("qcow2-discard-under-write", Invariant::Guest, "holds"),
@@ -76,6 +92,7 @@ const FINDINGS: &[(&str, Invariant, &str)] = &[
     ("broken-snapshot-shows-new-data", Invariant::Fleecing, "written while it read"),
     ("compressed-cluster-given-up", Invariant::Guest, "failed with errno 5, which no device gave"),
     ("failed-backup-forgets-copy", Invariant::ModePromise, "under way when the job gave the bitmap back, and failed"),
+    ("unnoticed-failure", Invariant::Image, "and a write had failed unnoticed"),
     ("zeros-undone-by-write", Invariant::Guest, "zeroed while a piece of that was written"),
 ];
 

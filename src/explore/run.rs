@@ -163,7 +163,7 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
     let mut watch = watch.borrow_mut();
     let is_stuck = ending.iter().any(|violation| violation.invariant == Invariant::Progress);
     report.violations = watch.finish(state.as_ref().filter(|_| !is_stuck));
-    judge_images(images.take(), watch.is_closed(), &mut report.violations);
+    judge_images(images.take(), &watch, &mut report.violations);
     // What the scenario expects is often only what follows; that nothing goes on comes first.
     let place = if is_stuck { 0 } else { report.violations.len() };
     report.violations.splice(place..place, ending);
@@ -236,11 +236,14 @@ fn judge_ending(setup: &Setup, run: &SimRun, found: &mut Vec<Violation>) {
 }
 
 /// Corrupt images are never right, lost clusters only where no machine ended in order.
-fn judge_images(images: Vec<(String, Verdict)>, closed: bool, found: &mut Vec<Violation>) {
+fn judge_images(images: Vec<(String, Verdict)>, watch: &Watch, found: &mut Vec<Violation>) {
     for (file, verdict) in images {
-        let leaks = Some(verdict.leaks).filter(|leaks| closed && *leaks > 0);
+        let leaks = Some(verdict.leaks).filter(|leaks| watch.is_closed() && *leaks > 0);
         let leaks = leaks.map(|leaks| format!("{leaks} clusters are lost, though it was closed in order"));
-        let corruption = verdict.corruption.map(|wrong| (Breach::Corrupt, wrong));
+        let corruption = verdict.corruption.map(|wrong| match watch.is_out_of_order() {
+            true => (Breach::CorruptUnnoticed, format!("{wrong}, and a write had failed unnoticed")),
+            false => (Breach::Corrupt, wrong),
+        });
         if let Some((breach, wrong)) = corruption.or(leaks.map(|wrong| (Breach::Leak, wrong))) {
             found.push(Violation::new(breach, &file, format!("image {file}: {wrong}")));
         }

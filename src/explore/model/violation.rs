@@ -141,6 +141,9 @@ pub enum Breach {
     LeftBehind,
     /// An image refers to a cluster twice, or to one that counts as free.
     Corrupt,
+    /// An image that was left by a kill refers to a cluster that counts as free, and a write to it had failed before of which
+    /// nobody was told.
+    CorruptUnnoticed,
     /// An image has lost clusters.
     Leak,
     /// A bitmap that was in use counts as consistent.
@@ -200,6 +203,7 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::GroupDiffers, Invariant::LifeCycle, "group-differs"),
     (Breach::LeftBehind, Invariant::LifeCycle, "left-behind"),
     (Breach::Corrupt, Invariant::Image, "corrupt"),
+    (Breach::CorruptUnnoticed, Invariant::Image, "corrupt-unnoticed"),
     (Breach::Leak, Invariant::Image, "leak"),
     (Breach::StaleBelieved, Invariant::Image, "stale-believed"),
     (Breach::NotBelieved, Invariant::Image, "not-believed"),

@@ -90,6 +90,8 @@ pub struct Watch {
     must_fail: BTreeSet<u64>,
     /// A failure went by without notice, so that clusters may be lost.
     pub(super) may_leak: bool,
+    /// A write failed, and whoever had asked for it was not told.
+    pub(super) failed_unnoticed: bool,
 }
 
 const NOT_PERMITTED: i32 = 1;
@@ -124,6 +126,7 @@ impl Watch {
             all_whole: true,
             must_fail: BTreeSet::new(),
             may_leak: false,
+            failed_unnoticed: false,
         }
     }
 
@@ -284,7 +287,9 @@ impl Watch {
     /// Follows a failed write up to who has asked for it.
     fn follow_failure(&mut self, id: u64, done: &Request, error: i32) {
         if error == 0 {
-            self.may_leak |= self.must_fail.remove(&id);
+            let unnoticed = self.must_fail.remove(&id);
+            self.may_leak |= unnoticed;
+            self.failed_unnoticed |= unnoticed;
             return;
         }
         let asked = self.must_fail.remove(&id);
@@ -294,7 +299,10 @@ impl Watch {
             .filter(|(_, other)| other.writes() && other.owner == done.owner)
             .map(|(id, _)| *id)
             .collect();
-        self.may_leak |= !done.writes() || (above.is_empty() && !asked);
+        let is_flushed = || self.requests.values().any(|one| one.operation == "flush" && one.owner == done.owner);
+        let is_nobodys = above.is_empty() && !asked;
+        self.failed_unnoticed |= done.writes() && is_nobodys && !is_flushed();
+        self.may_leak |= !done.writes() || is_nobodys;
         self.must_fail.extend(above);
     }
 
