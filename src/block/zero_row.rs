@@ -84,7 +84,7 @@ impl Block {
         mut end: impl FnMut(usize),
     ) {
         let node = self.node(row.node);
-        let Some(image) = plain_image(&node) else { return };
+        let image = plain_image(&node).expect("a row is begun where the node has been found fit for one");
         let _in_flight = InFlight::new(&node.in_flight);
         let begin = |n| node.tracker.begin(&self.sim, row.start(n), row.chunk);
         let mut requests: Vec<_> = (0..row.count).map(begin).collect();
