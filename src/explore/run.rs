@@ -21,8 +21,8 @@ use crate::sim::trace::Stamped;
 use crate::sim::{Choices, Recorded, Strategy, access};
 use crate::store::Host;
 
+use super::model::hash::Fnv;
 use super::model::qcow2_image::{self, Verdict};
-use super::model::watch::Fnv;
 use super::model::{Breach, FinalState, Invariant, Violation, Watch};
 
 /// A run of a small scenario that is not over by then never will be.

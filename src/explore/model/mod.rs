@@ -11,6 +11,7 @@ pub mod disks;
 pub mod events;
 pub mod final_state;
 pub mod given_up;
+pub mod hash;
 pub mod jobs;
 pub mod qcow2_image;
 pub mod ranges;

@@ -13,6 +13,7 @@ use super::bitmaps::{Bitmaps, Bounds};
 use super::conduct::{Conduct, OwnRequest};
 use super::disks::{Disks, Image};
 use super::given_up::GivenUp;
+use super::hash::Fnv;
 use super::jobs::{BackupRecord, Settled};
 use super::ranges::Ranges;
 use super::snapshots::Snapshots;
@@ -30,8 +31,10 @@ struct Request {
     device: bool,
     /// Reads that had failed when it began.
     failed_reads: u64,
-    /// When it began.
+    /// When it began, as snapshots count.
     begun: u64,
+    /// The same in virtual time.
+    since: Nanos,
 }
 
 impl Request {
@@ -90,10 +93,16 @@ pub struct Watch {
     must_fail: BTreeSet<u64>,
     /// A failure went by without notice, so that clusters may be lost.
     pub(super) may_leak: bool,
+    /// The virtual time.
+    now: Nanos,
+    /// Some request took so long that a filter may have stopped waiting for it.
+    took_long: bool,
     /// A write failed, and whoever had asked for it was not told.
     pub(super) failed_unnoticed: bool,
 }
 
+/// One second.
+const TIME_LIMIT: Nanos = 1_000_000_000;
 const NOT_PERMITTED: i32 = 1;
 const IO_ERROR: i32 = 5;
 const NO_ACCESS: i32 = 13;
@@ -126,12 +135,15 @@ impl Watch {
             all_whole: true,
             must_fail: BTreeSet::new(),
             may_leak: false,
+            now: 0,
+            took_long: false,
             failed_unnoticed: false,
         }
     }
 
     /// Takes an event in.
     pub fn see(&mut self, stamped: &Stamped) {
+        self.now = stamped.time;
         match &stamped.event {
             TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content, durable } => {
                 self.guest_begins(*id, disk, operation, (*offset, *bytes), (content, *durable));
@@ -141,7 +153,8 @@ impl Watch {
                 let (node, owner) = (node.clone(), stamped.owner.clone());
                 let (offset, bytes, failed_reads) = (*offset, *bytes, self.failed_reads);
                 let begun = self.snapshots.moment();
-                let request = Request { node, offset, bytes, operation, owner, device: *device, failed_reads, begun };
+                let (device, since) = (*device, stamped.time);
+                let request = Request { node, offset, bytes, operation, owner, device, failed_reads, begun, since };
                 self.request_begins(*id, request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
@@ -219,10 +232,16 @@ impl Watch {
         self.cover(1);
     }
 
+    /// Whether a request has taken as long as the shortest time limit that a filter can have.
+    fn takes_long(&self, request: &Request) -> bool {
+        self.now - request.since >= TIME_LIMIT
+    }
+
     /// A reader of a snapshot is refused only what some reader has given up, unless the snapshot is broken.
     fn judge_refusal(&mut self, disk: &Rc<str>, operation: &str, (start, end): (u64, u64), error: i32) {
         let is_snapshot = self.opened_snapshot && self.all_whole && !self.disks.is_written(disk);
-        let may_be_broken = self.device_errors.iter().any(|error| *error != NO_ACCESS);
+        let is_late = self.took_long || self.requests.values().any(|request| self.takes_long(request));
+        let may_be_broken = is_late || self.device_errors.iter().any(|error| *error != NO_ACCESS);
         if (operation, error) != ("read", NO_ACCESS) || !is_snapshot || may_be_broken {
             return;
         }
@@ -356,6 +375,7 @@ impl Watch {
     fn request_ends(&mut self, id: u64, error: i32) {
         let Some(done) = self.requests.remove(&id) else { return };
         self.given_up.ended(id);
+        self.took_long |= self.takes_long(&done);
         self.failed_reads += u64::from(error != 0 && done.operation == "read");
         self.follow_failure(id, &done, error);
         self.cover_operation(&done, error);
@@ -564,19 +584,4 @@ fn conduct_of<'a>(conduct: &'a mut [Conduct], id: &str) -> Option<&'a mut Conduc
 /// The jobs on `disk` that have not yet given up their bitmap.
 fn unsettled<'a>(jobs: &'a mut [BackupRecord], disk: &'a str) -> impl Iterator<Item = &'a mut BackupRecord> {
     jobs.iter_mut().filter(move |job| &*job.created.source == disk && job.settled.is_none())
-}
-
-/// A small hash with fixed values, for abstract states.
-pub struct Fnv(pub u64);
-
-impl Fnv {
-    /// A hash that begins with `salt`.
-    pub fn new(salt: u64) -> Fnv {
-        Fnv(0xCBF2_9CE4_8422_2325 ^ salt)
-    }
-
-    /// Adds a number.
-    pub fn add(&mut self, value: u64) {
-        self.0 = (self.0 ^ value).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(23);
-    }
 }
