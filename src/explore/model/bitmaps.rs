@@ -368,6 +368,13 @@ fn granules(dump: &BitmapDump, length: u64) -> impl Iterator<Item = (u64, u64)> 
     (0..length.div_ceil(size)).map(move |index| (index * size, ((index + 1) * size).min(length)))
 }
 
+/// The first bitmap of a disk of `size` bytes that is not as long.
+pub fn first_of_wrong_length(list: &[BitmapDump], disk: &str, size: u64) -> Option<Violation> {
+    let dump = list.iter().find(|dump| *dump.node == *disk && dump.size != size)?;
+    let text = format!("bitmap {} of disk {disk} covers {} bytes of {size}", dump.name, dump.size);
+    Some(Violation::new(Breach::WrongLength, &dump.name, text))
+}
+
 /// The first bit that is clear though some byte of it is in `must`, as byte offset.
 pub fn first_missing(dump: &BitmapDump, must: &Ranges<bool>, length: u64) -> Option<u64> {
     let set = Ranges::of(&dump.dirty);

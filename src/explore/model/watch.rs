@@ -9,7 +9,7 @@ use crate::sim::trace::Stamped;
 use crate::sim::{BackupCreated, BitmapDump, Nanos, Runs, TraceEvent};
 
 use super::asked::Asked;
-use super::bitmaps::{Bitmaps, Bounds};
+use super::bitmaps::{Bitmaps, Bounds, first_of_wrong_length};
 use super::conduct::{Conduct, OwnRequest};
 use super::disks::{Disks, Image};
 use super::given_up::GivenUp;
@@ -178,6 +178,7 @@ impl Watch {
                 let asked = Asked::read(command, arguments, *succeeded);
                 if let Some((disk, size)) = &asked.resized {
                     self.disks.cut(disk, *size);
+                    self.found.extend(first_of_wrong_length(list, disk, *size).filter(|_| *succeeded));
                 }
                 let (disks, trusted) = (&self.disks, self.own_images && self.device_errors.is_empty());
                 self.bitmaps.adopt(list, &asked, |disk| disks.settled_image(disk), trusted, &mut self.found);
