@@ -31,7 +31,8 @@ pub(super) struct ArrivalKey {
     pub(super) at: Nanos,
     pub(super) class: Class,
     /// Completions: how many rounds of completions had been delivered when the request was made; else 0. What was
-    /// asked for between two rounds is found complete by one poll.
+    /// asked for between two rounds is found complete by one poll. For what is made durable, how many rounds there will
+    /// have been when it is due even if other things are.
     pub(super) round: u64,
     /// Within a round the newest request is told first, as QEMU's thread pool does (`util/thread-pool.c`); all
     /// else comes in the order in which it was asked for.
@@ -70,6 +71,15 @@ impl Arrivals {
     pub(super) fn remove(&mut self, key: &ArrivalKey) -> Option<Arrival> {
         let place = self.0.iter().position(|(other, _)| other.sequence == key.sequence)?;
         self.0.remove(place).map(|(_, arrival)| arrival)
+    }
+
+    /// So many rounds of completions have been delivered: what has been made durable meanwhile is one of them now.
+    pub(super) fn promote(&mut self, round: u64) {
+        while let Some(place) = self.0.iter().position(|(key, _)| key.class == Class::Durable && key.round <= round) {
+            let Some((mut key, arrival)) = self.0.remove(place) else { return };
+            key.class = Class::Completion;
+            self.insert(key, arrival);
+        }
     }
 
     /// The one that the loop would take.
@@ -116,5 +126,24 @@ mod tests {
         assert!(arrivals.remove(&order[2]).is_none(), "it has been taken out already");
         arrivals.keep_actors();
         assert_eq!(sequences(&arrivals), [9, 2]);
+    }
+
+    #[test]
+    fn a_flush_comes_after_clients_until_its_rounds_have_gone_by() {
+        let mut arrivals = Arrivals::default();
+        let keys = [
+            key(1, Class::Actor, 1),
+            ArrivalKey { round: 2, ..key(1, Class::Durable, 2) },
+            ArrivalKey { round: 3, ..key(1, Class::Completion, 3) },
+        ];
+        for key in keys {
+            let what = Arrives::Call(Box::new(|| ()));
+            arrivals.insert(key, Arrival { what, footprint: Footprint::named("test"), event: 0 });
+        }
+        let sequences = |arrivals: &Arrivals| arrivals.iter().map(|(key, _)| key.sequence).collect::<Vec<_>>();
+        arrivals.promote(1);
+        assert_eq!(sequences(&arrivals), [3, 1, 2]);
+        arrivals.promote(2);
+        assert_eq!(sequences(&arrivals), [2, 3, 1]);
     }
 }
