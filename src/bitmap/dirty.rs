@@ -114,6 +114,11 @@ impl DirtyBitmap {
         1 << self.granularity_bits
     }
 
+    /// Where its last granule ends, bytes: at its size or behind.
+    pub fn end_of_granules(&self) -> u64 {
+        self.bits.len().saturating_mul(self.granularity())
+    }
+
     /// Bytes of the disk that the bitmap covers.
     pub fn size(&self) -> u64 {
         self.size

@@ -303,6 +303,9 @@ impl Block {
             self.set_length(node, end.next_multiple_of(512));
         }
         if bytes > 0 {
+            if node.bitmaps.borrow_part().iter().any(|(_, bitmap)| bitmap.enabled() && end > bitmap.end_of_granules()) {
+                self.abort("a bitmap ends before the write that it records");
+            }
             self.witness_dirty(node, offset, bytes);
             node.mark_dirty(offset, bytes);
         }

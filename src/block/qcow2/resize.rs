@@ -65,11 +65,10 @@ impl Qcow2 {
             self.hide_backing(block, old_size, size, &mut locked).await?;
         }
         self.header.borrow_mut().size = size;
+        // Whatever fails from here on, the node keeps its new length, and its bitmaps their old one.
+        block.node(self.node).length.set(size);
         let written = self.write_sync(block, 24, Content::from_bytes(size.to_be_bytes())).await;
-        written.map_err(|error| {
-            self.header.borrow_mut().size = old_size;
-            failed("Failed to update the image size", error)
-        })?;
+        written.map_err(|error| failed("Failed to update the image size", error))?;
         // The caches get a new shape, and forget: with the dirty bit set, too, refcounts are written before.
         let flushed = self.cache_flush(block, &self.l2_cache).await;
         flushed.map_err(|error| failed("Failed to flush the L2 table cache", error))?;
