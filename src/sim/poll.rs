@@ -265,8 +265,8 @@ impl Sim {
     }
 
     /// Yields until a device has made durable what it holds, which takes `latency` ns. A real disk takes longer for that
-    /// than a client for its next command: of what is due at the same time it comes last, but not after more than
-    /// [`FLUSH_ROUNDS`] of other requests.
+    /// than a client for its next command: of what is due at the same time it comes last, but not after more than a
+    /// few rounds of other requests.
     pub async fn device_sync(&self, latency: Nanos, footprint: Footprint) {
         self.completion(Class::Durable, latency, footprint).await;
     }
