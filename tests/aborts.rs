@@ -45,8 +45,8 @@ fn a_machine_may_abort_while_it_is_told_to_end() {
 
 #[test]
 fn a_write_must_not_lie_behind_a_bitmap() {
-    let text = include_str!("aborts/write-behind-a-bitmap.yaml");
     for compat in [Compat::Qemu72, Compat::Qemu100] {
-        assert_aborts(text, compat, "write -P 1 2M");
+        assert_aborts(include_str!("aborts/write-behind-a-bitmap.yaml"), compat, "write -P 1 2M");
+        assert_aborts(include_str!("aborts/failed-growth.yaml"), compat, "write -P 1 1M");
     }
 }
