@@ -303,7 +303,7 @@ impl Block {
             self.set_length(node, end.next_multiple_of(512));
         }
         if bytes > 0 {
-            if node.bitmaps.borrow_part().iter().any(|(_, bitmap)| bitmap.enabled() && end > bitmap.end_of_granules()) {
+            if !node.records_up_to(end) {
                 self.abort("a bitmap ends before the write that it records");
             }
             self.witness_dirty(node, offset, bytes);

@@ -312,6 +312,12 @@ impl Node {
         list.mark_dirty(offset, bytes);
     }
 
+    /// Whether each bitmap that records reaches up to `end`. If one does not, a write up to there fails an assertion of QEMU's
+    /// (`hbitmap_set`).
+    pub(super) fn records_up_to(&self, end: u64) -> bool {
+        self.bitmaps.borrow_part().iter().all(|(_, bitmap)| !bitmap.enabled() || end <= bitmap.end_of_granules())
+    }
+
     /// Whether two nodes are drained together: any section covers this one.
     pub fn is_quiesced(&self) -> bool {
         self.quiesce.get() > 0

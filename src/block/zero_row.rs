@@ -58,7 +58,8 @@ impl Block {
         let image = plain_image(&node)?;
         let is_plain = matches!(&*self.node(image.file()).driver.borrow(), Driver::File(_));
         let is_writable = !node.is_read_only() && !node.any_bitmap_readonly();
-        if !is_plain || !is_writable || node.tracker.has_serialising() {
+        let is_recorded = node.records_up_to(node.length.get());
+        if !is_plain || !is_writable || !is_recorded || node.tracker.has_serialising() {
             return None;
         }
         Some(if image.is_locked() { Turn::Queued } else { Turn::Now })

@@ -242,6 +242,14 @@ impl BlockCopy {
         self.with_bitmap(block, |copy| copy.count_bytes()) + self.in_flight.get()
     }
 
+    /// Tells the job that `bytes` more are copied.
+    fn work_done(&self, bytes: u64) {
+        let progress = self.progress.borrow().clone();
+        if let Some(progress) = progress {
+            progress.work_done(bytes);
+        }
+    }
+
     /// Tells the job what is left.
     pub fn update_progress(&self, block: &Block) {
         let progress = self.progress.borrow().clone();

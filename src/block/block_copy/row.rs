@@ -83,10 +83,7 @@ impl BlockCopy {
             return None;
         }
         self.with_bits(block, (offset, done), Mode::Write, |copy| copy.reset(offset, done));
-        let progress = self.progress.borrow().clone();
-        if let Some(progress) = progress {
-            progress.work_done(done);
-        }
+        self.work_done(done);
         self.end_task(block, task, true);
         Some(offset + done)
     }
@@ -163,10 +160,7 @@ impl BlockCopy {
     fn end_row(&self, block: &Block, offset: u64, bytes: u64) {
         let end = offset + bytes;
         self.in_flight.sub(bytes);
-        let progress = self.progress.borrow().clone();
-        if let Some(progress) = progress {
-            progress.work_done(bytes);
-        }
+        self.work_done(bytes);
         self.update_progress(block);
         self.requests.note(offset, end, Mode::Write);
         self.requests.borrow_part_mut().retain(|request| request.offset < offset || request.offset >= end);

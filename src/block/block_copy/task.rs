@@ -180,10 +180,7 @@ impl BlockCopy {
                 if learned && self.method.get() == task.method {
                     self.method.set(*method);
                 }
-                let progress = self.progress.borrow().clone();
-                if let Some(progress) = progress {
-                    progress.work_done(bytes);
-                }
+                self.work_done(bytes);
             }
             Err((error, is_read)) => {
                 if self.method.get() == task.method && matches!(task.method, Method::RangeSmall | Method::RangeFull) {
