@@ -163,17 +163,23 @@ impl BlockCopy {
         let end = call.options.offset + call.options.bytes;
         let mut pos = call.options.offset;
         let mut found = false;
+        // Zeros come in rows: behind some, the source is asked about more than a chunk.
+        let mut is_zero = false;
         let mut pool: Option<Rc<Pool>> = None;
         let mut result = Ok(());
         while pos < end && !call.cancelled.get() && pool.as_ref().is_none_or(|p| p.failure.get().is_none()) {
             let Some(mut task) = self.create_task(block, call, pos, end) else { break };
             found = true;
-            let (flags, bytes) = self.source_status(block, task.request.offset, task.request.bytes.get()).await;
-            if let Some(row_end) = self.row(block, call, pool.as_ref(), (&task, flags), end).await {
+            let (offset, chunk) = (task.request.offset, task.request.bytes.get());
+            let asks_for_row = is_zero && self.may_row(block, call, pool.as_ref(), &task, end);
+            let asked = if asks_for_row { end - offset } else { chunk };
+            let (flags, known) = self.source_status(block, offset, asked).await;
+            is_zero = flags.contains(StatusFlags::ZERO);
+            if asks_for_row && let Some(row_end) = self.row(block, call, pool.as_ref(), &task, (flags, known)) {
                 pos = row_end;
                 continue;
             }
-            self.shrink_task(block, &task, bytes);
+            self.shrink_task(block, &task, self.whole_clusters(offset, known.min(chunk)));
             if self.skip_unallocated.get() && !flags.contains(StatusFlags::ALLOCATED) {
                 self.end_task(block, &task, true);
                 pos = task.end();

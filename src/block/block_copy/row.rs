@@ -27,44 +27,46 @@ struct Queued {
 }
 
 impl BlockCopy {
-    /// Whether the task's chunk, of which the source says `flags`, would be copied by a worker that ends at once, and
-    /// the next one too.
-    fn may_row(&self, block: &Block, call: &Call, pool: Option<&Rc<Pool>>, task: &Task, flags: StatusFlags) -> bool {
+    /// Whether the task's chunk, if it holds zeros, and those behind it, up to `end`, may be copied by workers that end
+    /// at once.
+    pub(super) fn may_row(&self, block: &Block, call: &Call, pool: Option<&Rc<Pool>>, task: &Task, end: u64) -> bool {
+        let (offset, chunk) = (task.request.offset, task.request.bytes.get());
         let is_plain = self.write_flags.get() == ReqFlags::NONE && self.method.get() == Method::ReadWrite;
         let is_looked_at = block.sim.is_watched() || block.quirks.defects.copy_bit_cleared_late;
         let has_duties = self.discard_source || !self.limit.is_unlimited() || is_looked_at;
-        let is_left_out = self.skip_unallocated.get() && !flags.contains(StatusFlags::ALLOCATED);
         let may_start = pool.is_none_or(|pool| pool.room(call.options.max_workers) > 0);
-        let has_memory = self.memory_taken.get() + task.request.bytes.get() <= MAX_MEMORY / 2;
-        is_plain && !has_duties && !is_left_out && may_start && has_memory
+        let has_memory = self.memory_taken.get() + chunk <= MAX_MEMORY / 2;
+        let is_long = end - offset >= 2 * chunk;
+        is_plain && !has_duties && may_start && has_memory && is_long && block.tells_at_once(self.source)
     }
 
-    /// Copies the task's chunk and those behind it, up to `end`, as a row, or starts a worker that does; tells where the
-    /// row ends, if there is one. The source has said `flags` of the chunk, and nothing has run since.
-    pub(super) async fn row(
+    /// Copies the task's chunk and those behind it as a row, or starts a worker that does; tells where the row ends, if
+    /// there is one. The source has said `flags` of `known` bytes from the chunk on, and nothing has run since.
+    pub(super) fn row(
         self: &Rc<Self>,
         block: &Rc<Block>,
         call: &Rc<Call>,
         pool: Option<&Rc<Pool>>,
-        (task, flags): (&Task, StatusFlags),
-        end: u64,
+        task: &Task,
+        (flags, known): (StatusFlags, u64),
     ) -> Option<u64> {
         let (offset, chunk) = (task.request.offset, task.request.bytes.get());
-        let may = flags.contains(StatusFlags::ZERO) && self.may_row(block, call, pool, task, flags);
-        if !may || end - offset < 2 * chunk || !block.tells_at_once(self.source) {
+        let is_left_out = self.skip_unallocated.get() && !flags.contains(StatusFlags::ALLOCATED);
+        // The source may have waited for a table, and others have run.
+        let may = flags.contains(StatusFlags::ZERO) && self.may_row(block, call, pool, task, offset + known);
+        if is_left_out || !may {
             return None;
         }
         let turn = block.turn_of_zeroes(self.target)?;
         let most = match turn {
-            Turn::Now => end - offset,
-            Turn::Queued => self.room(call, pool?, chunk).min(end - offset),
+            Turn::Now => known,
+            Turn::Queued => self.room(call, pool?, chunk).min(known),
         };
-        // The tables that this looks at are those of the chunk, so that it does not wait for anything either.
-        let (flags, known) = self.source_status(block, offset, most).await;
-        if !flags.contains(StatusFlags::ZERO) || known < 2 * chunk {
+        let most = self.whole_clusters(offset, most);
+        if most < 2 * chunk {
             return None;
         }
-        let rest = (offset + chunk, known - chunk);
+        let rest = (offset + chunk, most - chunk);
         let dirty = self.with_bits(block, rest, Mode::Read, |copy| {
             let clean = copy.next_zero(rest.0, rest.1).unwrap_or(rest.0 + rest.1);
             clean.min(copy.size()) - offset

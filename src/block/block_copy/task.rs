@@ -110,24 +110,23 @@ impl BlockCopy {
         self.requests.borrow_part().iter().find(|r| r.overlaps(offset, bytes)).cloned()
     }
 
-    /// What the source knows about a range, in whole clusters: flags and bytes.
+    /// What the source knows about a range: flags, and of how many bytes it knows them.
     pub(super) async fn source_status(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> (StatusFlags, u64) {
         let base = if self.skip_unallocated.get() { block.backing_chain_next(self.source) } else { None };
-        let cluster = self.cluster_size;
         let result = block.co_block_status_above(self.source, base, offset, bytes, true).await;
         match result {
-            Ok(answer) if answer.status.bytes >= cluster => {
-                let bytes = answer.status.bytes;
-                let whole = if offset + bytes == self.length {
-                    bytes.next_multiple_of(cluster)
-                } else {
-                    bytes - bytes % cluster
-                };
-                (answer.status.flags, whole)
-            }
+            Ok(answer) if answer.status.bytes >= self.cluster_size => (answer.status.flags, answer.status.bytes),
             // An error, or an answer for less than a cluster: one cluster of data, whatever it is.
-            _ => (StatusFlags::DATA | StatusFlags::ALLOCATED, cluster),
+            _ => (StatusFlags::DATA | StatusFlags::ALLOCATED, self.cluster_size),
         }
+    }
+
+    /// The `bytes` from `offset` on that are known, in whole clusters.
+    pub(super) fn whole_clusters(&self, offset: u64, bytes: u64) -> u64 {
+        if offset + bytes == self.length {
+            return bytes.next_multiple_of(self.cluster_size);
+        }
+        bytes - bytes % self.cluster_size
     }
 
     /// Moves the task's data; tells whether a failure was the source's.

@@ -5,9 +5,10 @@
 //! a lookup walks from a start that depends on the offset, and a miss takes the entry that was
 //! released longest ago. Must only be used under the image's lock.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::layout::ENTRY_BYTES;
+use super::release_order::ReleaseOrder;
 use super::table::Table;
 use crate::sim::shared::{Cell, RefCell};
 use crate::store::Content;
@@ -27,10 +28,6 @@ struct Entry<T> {
     offset: u64,
     dirty: bool,
     refs: u32,
-    /// When the last user released it; 0 if it holds nothing.
-    released: u64,
-    /// It has a (possibly outdated) place in `State::oldest`.
-    queued: bool,
     table: T,
 }
 
@@ -39,12 +36,11 @@ struct State<T> {
     entries: Vec<Entry<T>>,
     /// Offset to entry, for lookups that do not hit at once.
     index: BTreeMap<u64, usize>,
-    /// Entries by the time of release; a time may be too old, never too new.
-    oldest: BinaryHeap<Reverse<(u64, usize)>>,
+    /// Entries that hold a table which was ever released.
+    released: ReleaseOrder,
     /// Entries that differ from the file.
     dirty: BTreeSet<usize>,
     empty: usize,
-    clock: u64,
 }
 
 impl<T: Table> State<T> {
@@ -52,10 +48,9 @@ impl<T: Table> State<T> {
         State {
             entries: vec![Entry::default(); entries],
             index: BTreeMap::new(),
-            oldest: BinaryHeap::new(),
+            released: ReleaseOrder::new(entries),
             dirty: BTreeSet::new(),
             empty: entries,
-            clock: 0,
         }
     }
 
@@ -74,7 +69,8 @@ pub(super) struct Cache<T> {
     pub(super) kind: CacheKind,
     entry_bytes: Cell<u64>,
     state: RefCell<State<T>>,
-    /// The last table that was written and whose entries were all the same: the entry, the bytes.
+    /// The entry of the last table that was written and whose entries were all the same, and bytes of it, for more than
+    /// one such table: those that follow each other in the file become one run there.
     uniform: RefCell<Option<(u64, Content)>>,
     /// The other cache must be durable before anything of this one is written.
     pub(super) depends: Cell<bool>,
@@ -82,6 +78,8 @@ pub(super) struct Cache<T> {
     pub(super) depends_on_flush: Cell<bool>,
 }
 
+/// Bytes that tables of one and the same entry share, at least.
+const SHARED: u64 = 64 << 10;
 /// Beyond so many steps of the walk a lookup asks the index.
 const WALK_STEPS: usize = 4;
 
@@ -138,8 +136,7 @@ impl<T: Table> Cache<T> {
     /// The entry that makes room for a table at `offset`: the first empty one of the walk, else the
     /// one released longest ago. `None` if all are in use.
     pub(super) fn victim(&self, offset: u64) -> Option<usize> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let state = self.state.borrow();
         let entries = state.entries.len();
         if state.empty > 0 {
             let start = self.start(offset, entries);
@@ -149,24 +146,7 @@ impl<T: Table> Cache<T> {
                 return Some(index);
             }
         }
-        let mut busy = Vec::new();
-        let mut found = None;
-        while let Some(Reverse((released, index))) = state.oldest.pop() {
-            let entry = &mut state.entries[index];
-            if entry.offset == 0 {
-                entry.queued = false;
-            } else if entry.released > released {
-                state.oldest.push(Reverse((entry.released, index)));
-            } else {
-                busy.push(Reverse((released, index)));
-                if entry.refs == 0 {
-                    found = Some(index);
-                    break;
-                }
-            }
-        }
-        state.oldest.extend(busy);
-        found
+        state.released.iter().find(|index| state.entries[*index].refs == 0)
     }
 
     /// Empties an entry without writing it.
@@ -178,9 +158,9 @@ impl<T: Table> Cache<T> {
             state.empty += 1;
         }
         state.dirty.remove(&index);
+        state.released.remove(index);
         let entry = &mut state.entries[index];
-        (entry.dirty, entry.released) = (false, 0);
-        entry.table = T::default();
+        (entry.dirty, entry.table) = (false, T::default());
     }
 
     /// Puts a table into an empty entry and takes a reference on it.
@@ -191,10 +171,6 @@ impl<T: Table> Cache<T> {
         let entry = &mut state.entries[index];
         (entry.offset, entry.table) = (offset, table);
         entry.refs += 1;
-        if !std::mem::replace(&mut entry.queued, true) {
-            let released = entry.released;
-            state.oldest.push(Reverse((released, index)));
-        }
         TableRef { cache: self, index }
     }
 
@@ -215,13 +191,17 @@ impl<T: Table> Cache<T> {
     /// The table in an entry as the file is to have it.
     pub(super) fn content(&self, index: usize) -> Content {
         let state = self.state.borrow();
-        let table = &state.entries[index].table;
-        let Some(entry) = table.uniform(self.entry_bytes()) else { return table.to_content(self.entry_bytes()) };
+        let (table, bytes) = (&state.entries[index].table, self.entry_bytes());
+        let Some(entry) = table.uniform(bytes) else { return table.to_content(bytes) };
         let mut last = self.uniform.borrow_mut();
-        match &*last {
-            Some((same, content)) if *same == entry => content.clone(),
-            _ => last.insert((entry, table.to_content(self.entry_bytes()))).1.clone(),
-        }
+        let shared = match &*last {
+            Some((same, content)) if *same == entry => content,
+            _ => {
+                let entries = bytes.max(SHARED) / ENTRY_BYTES;
+                &last.insert((entry, Content::from_bytes(entry.to_be_bytes().repeat(entries as usize)))).1
+            }
+        };
+        shared.slice(state.entries[index].offset % shared.len(), bytes)
     }
 
     /// The first dirty entry at or after `from`, in index order.
@@ -277,9 +257,8 @@ impl<T: Table> Drop for TableRef<'_, T> {
         let state = &mut *state;
         let entry = &mut state.entries[self.index];
         entry.refs -= 1;
-        if entry.refs == 0 {
-            state.clock += 1;
-            entry.released = if entry.offset == 0 { 0 } else { state.clock };
+        if entry.refs == 0 && entry.offset != 0 {
+            state.released.touch(self.index);
         }
     }
 }

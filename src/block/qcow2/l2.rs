@@ -226,6 +226,7 @@ impl Qcow2 {
         }
         self.cache_flush(block, &self.l2_cache).await?;
         self.l1.borrow_mut()[index] = new | COPIED;
+        self.l2_span.set(self.l2_span.get().with(new));
         self.write_l1_entry(block, index).await
     }
 

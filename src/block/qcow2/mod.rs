@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `layout`, `header`, `table` | the format as numbers and bytes |
 //! | `open`, `extensions`, `create`, `close`, `info` | an image's life |
-//! | `cache`, `cache_io` | metadata in memory, and the order in which they are written |
+//! | `cache`, `release_order`, `cache_io` | metadata in memory, and the order in which they are written |
 //! | `refcount`, `alloc`, `refgrow` | who uses a cluster; finding free ones |
 //! | `l2` | guest offset to host offset |
 //! | `read`, `write`, `inflight`, `link`, `zero`, `compressed`, `pool` | guest requests |
@@ -49,6 +49,7 @@ mod read;
 mod rebuild;
 mod refcount;
 mod refgrow;
+mod release_order;
 mod repair;
 mod resize;
 mod snapshot;
@@ -68,6 +69,7 @@ use compressed::Threads;
 use header::{Extras, Header, INCOMPAT_DIRTY};
 use inflight::Allocation;
 use layout::Geometry;
+use overlap::Span;
 use refcount::Reftable;
 use snapshot::SnapshotTable;
 use table::{L2Table, Refblock};
@@ -94,6 +96,8 @@ pub struct Qcow2 {
     preallocated: Cell<Option<bool>>,
     /// The active L1 table.
     l1: RefCell<Vec<u64>>,
+    /// Where the tables lie that the active L1 table ever named.
+    l2_span: Cell<Span>,
     /// Host offset of the active L1 table.
     l1_offset: Cell<u64>,
     reftable: RefCell<Reftable>,

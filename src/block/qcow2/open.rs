@@ -21,8 +21,9 @@ use super::header::{
     AUTOCLEAR_BITMAPS, COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, INCOMPAT_CORRUPT,
     INCOMPAT_DATA_FILE, INCOMPAT_DIRTY, INCOMPAT_EXTENDED_L2, MAGIC,
 };
-use super::layout::{ENTRY_BYTES, Geometry, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
+use super::layout::{ENTRY_BYTES, Geometry, L1E_OFFSET_MASK, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::options::{OpenFlags, Qcow2Options};
+use super::overlap::Span;
 use super::refcount::Reftable;
 use super::snapshot::read_snapshots;
 use super::table::{content_prefix, entries_of};
@@ -90,6 +91,7 @@ impl Qcow2 {
                 cluster_bits: header.cluster_bits,
                 refcount_order: header.refcount_order,
             },
+            l2_span: Cell::new(Span::of(l1.iter().map(|entry| entry & L1E_OFFSET_MASK))),
             l1: RefCell::new(l1),
             l1_offset: Cell::new(header.l1_table_offset),
             reftable: RefCell::new(reftable),

@@ -53,6 +53,35 @@ impl Area {
 /// Where a range is and how long.
 type Range = (u64, u64);
 
+/// Where clusters of one kind lie at most: the quick look that spares most writes to a large image one at its table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// Host offset of the first of them.
+    first: u64,
+    /// Host offset of the last one.
+    last: u64,
+}
+
+impl Span {
+    /// The span of the clusters at these offsets; 0 is none.
+    pub(super) fn of(offsets: impl Iterator<Item = u64>) -> Span {
+        offsets.fold(Span { first: u64::MAX, last: 0 }, Span::with)
+    }
+
+    /// The span with one more cluster.
+    pub(super) fn with(self, offset: u64) -> Span {
+        if offset == 0 {
+            return self;
+        }
+        Span { first: self.first.min(offset), last: self.last.max(offset) }
+    }
+
+    /// Whether one of them may hit a range.
+    fn may_hit(self, range: Range, cluster: u64) -> bool {
+        self.first <= self.last && overlaps(range, (self.first, (self.last - self.first).saturating_add(cluster)))
+    }
+}
+
 fn overlaps((start, bytes): Range, (offset, size): Range) -> bool {
     start < offset.saturating_add(size) && offset < start.saturating_add(bytes)
 }
@@ -85,7 +114,8 @@ impl Qcow2 {
         if !own(Area::ActiveL1) && hit(self.l1_offset.get(), l1.len() as u64 * ENTRY_BYTES) {
             return Some(Area::ActiveL1);
         }
-        if !own(Area::ActiveL2) && one_cluster(&l1, L1E_OFFSET_MASK) {
+        let may_hit = self.l2_span.get().may_hit(range, cluster);
+        if !own(Area::ActiveL2) && may_hit && one_cluster(&l1, L1E_OFFSET_MASK) {
             return Some(Area::ActiveL2);
         }
         drop(l1);
