@@ -33,9 +33,7 @@ impl Block {
 
     async fn close(self: &Rc<Self>, node: &Rc<Node>) {
         self.drained_begin(node.id).await;
-        let (block, id) = (self.clone(), node.id);
-        // A failed flush has nobody left to be told.
-        let _ = self.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
+        self.flush_in_vain(node.id).await;
         self.close_driver(node).await;
         let lock = self.graph_write_lock().await;
         let children: Vec<Rc<Edge>> = node.children.borrow().clone();
@@ -228,6 +226,21 @@ impl Block {
                 self.unref(node.id).await;
             }
         }
+    }
+
+    /// Flushes all nodes that the monitor made (`bdrv_flush_all`). Nobody is told of a failure.
+    pub async fn flush_all(self: &Rc<Self>) {
+        for node in self.live_nodes() {
+            if node.monitor_owned.get() {
+                self.flush_in_vain(node.id).await;
+            }
+        }
+    }
+
+    /// Flushes a node for nobody who could be told of a failure.
+    async fn flush_in_vain(self: &Rc<Self>, id: NodeId) {
+        let block = self.clone();
+        let _ = self.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
     }
 
     /// The process has died: forgets nodes and locks without closing anything.

@@ -7,12 +7,12 @@ use serde_json::{Map, Value};
 
 use super::graph::Block;
 use super::node::{Driver, Node, NodeId};
-use super::qdict;
+use super::qdict::{self, Dict, Member};
 
 impl Block {
     /// The file name that queries show.
     pub fn filename(&self, id: NodeId) -> String {
-        self.exact_filename(id).unwrap_or_else(|| format!("json:{}", qdict::text(&self.full_options(id).into())))
+        self.exact_filename(id).unwrap_or_else(|| format!("json:{}", self.full_options(id).text()))
     }
 
     /// The directory of the file at the bottom of a node, with its slash.
@@ -67,20 +67,50 @@ impl Block {
     }
 
     /// All that is needed to make the node again.
-    fn full_options(&self, id: NodeId) -> Map<String, Value> {
+    fn full_options(&self, id: NodeId) -> Dict {
         let node = self.node(id);
-        let mut options = strong_options(&node);
-        options.insert("driver".to_owned(), node.driver_name().unwrap_or("").into());
+        let mut options = Dict::default();
+        options.put("driver", Member::Plain(node.driver_name().unwrap_or("").into()));
+        for (key, value) in self.strong_options_in_order(&node) {
+            options.put(&key, value);
+        }
         let overridden = self.backing_overridden(&node);
         for edge in node.children.borrow().iter() {
             if edge.name != "backing" || overridden {
-                options.insert(edge.name.to_owned(), self.full_options(edge.child.get()).into());
+                options.put(edge.name, Member::Dict(self.full_options(edge.child.get())));
             }
         }
         if overridden && node.backing().is_none() {
-            options.insert("backing".to_owned(), Value::Null);
+            options.put("backing", Member::Plain(Value::Null));
         }
         options
+    }
+
+    fn strong_options_in_order(&self, node: &Node) -> Vec<(String, Member)> {
+        let strong = strong_options(node);
+        if !matches!(&*node.driver.borrow(), Driver::Blkdebug(_)) {
+            return strong.into_iter().map(|(key, value)| (key, Member::Plain(value))).collect();
+        }
+        self.as_opened(node, &strong).into_members().collect()
+    }
+
+    /// The options in the order in which the node has them, after their way through those of the nodes above.
+    fn as_opened(&self, node: &Node, given: &Map<String, Value>) -> Dict {
+        let mut above = Vec::new();
+        let mut child = node.id;
+        while let Some(parent) = self.node(child).inherits_from.get() {
+            let edge =
+                self.node(parent).children.borrow().iter().find(|edge| edge.child.get() == child).map(|edge| edge.name);
+            above.extend(edge);
+            child = parent;
+        }
+        let prefix: String = above.iter().rev().flat_map(|name| [name, "."]).collect();
+        let mut options = Dict::default();
+        for (key, value) in qdict::as_flattened(given) {
+            options.put(&format!("{prefix}{key}"), Member::Plain(value.clone()));
+        }
+        // Each node takes its child's options out of a copy of its own.
+        above.iter().rev().fold(options, |options, name| options.copied().with_prefix(&format!("{name}.")))
     }
 }
 

@@ -4,6 +4,8 @@
 //! where the first of several members decides (an unexpected one, an option that can't change), for file names
 //! that are options (`json:…`) and for `qemu-img`'s JSON. QEMU's source: `qobject/qdict.c`, `qobject/block-qdict.c`.
 
+use std::cmp::Reverse;
+
 use serde_json::{Map, Value};
 
 /// The bucket of a key in QEMU's `QDict`, 0 to 511.
@@ -27,21 +29,76 @@ pub fn in_order(map: &Map<String, Value>) -> Vec<(&String, &Value)> {
     members
 }
 
-/// The JSON text of a value as QEMU writes it in one line.
-pub fn text(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let members: Vec<String> = in_order(map)
-                .iter()
-                .map(|(key, value)| format!("{}: {}", Value::from(key.as_str()), text(value)))
-                .collect();
-            format!("{{{}}}", members.join(", "))
+/// The members of flat options in the order in which QEMU makes them flat: that of the nested ones, where a list keeps
+/// its own.
+pub fn as_flattened(flat: &Map<String, Value>) -> Vec<(&String, &Value)> {
+    let mut members: Vec<_> = flat.iter().collect();
+    members.sort_by_key(|(key, _)| {
+        let mut parts = key.splitn(3, '.');
+        let [name, index, member] = [(); 3].map(|()| parts.next().unwrap_or(""));
+        let place = RULE.iter().position(|known| *known == member);
+        (bucket(name), name, index.parse::<u64>().ok(), bucket(member), Reverse(place))
+    });
+    members
+}
+
+/// A dictionary in QEMU's order: by bucket, and in a bucket the newest first.
+#[derive(Debug, Default)]
+pub struct Dict {
+    members: Vec<(String, Member)>,
+}
+
+/// What a dictionary holds.
+#[derive(Debug)]
+pub enum Member {
+    /// No dictionary.
+    Plain(Value),
+    /// Another dictionary.
+    Dict(Dict),
+}
+
+impl Dict {
+    /// Adds a member that was not there.
+    pub fn put(&mut self, key: &str, member: Member) {
+        let place = self.members.partition_point(|(other, _)| bucket(other) < bucket(key));
+        self.members.insert(place, (key.to_owned(), member));
+    }
+
+    /// The members, in order.
+    pub fn into_members(self) -> impl Iterator<Item = (String, Member)> {
+        self.members.into_iter()
+    }
+
+    /// A copy: what shared a bucket has changed places.
+    #[must_use]
+    pub fn copied(self) -> Dict {
+        self.with_prefix("")
+    }
+
+    /// A dictionary of the members whose names begin so, without that beginning (`qdict_extract_subqdict`).
+    #[must_use]
+    pub fn with_prefix(self, prefix: &str) -> Dict {
+        let mut part = Dict::default();
+        for (key, member) in self.members {
+            if let Some(key) = key.strip_prefix(prefix) {
+                part.put(key, member);
+            }
         }
-        Value::Array(items) => {
-            let items: Vec<String> = items.iter().map(text).collect();
-            format!("[{}]", items.join(", "))
-        }
-        plain => plain.to_string(),
+        part
+    }
+
+    /// The JSON text as QEMU writes it in one line.
+    pub fn text(&self) -> String {
+        let text = |member: &Member| match member {
+            Member::Plain(value) => value.to_string(),
+            Member::Dict(dict) => dict.text(),
+        };
+        let members: Vec<String> = self
+            .members
+            .iter()
+            .map(|(key, member)| format!("{}: {}", Value::from(key.as_str()), text(member)))
+            .collect();
+        format!("{{{}}}", members.join(", "))
     }
 }
 
@@ -79,15 +136,24 @@ mod tests {
     }
 
     #[test]
-    fn options_print_as_in_the_file_names_of_real_qemu() {
-        let options =
-            json!({"driver": "raw", "file": {"filename": "f", "driver": "file"}, "size": 65536, "offset": 512});
-        let expected =
-            r#"{"offset": 512, "driver": "raw", "size": 65536, "file": {"driver": "file", "filename": "f"}}"#;
-        assert_eq!(text(&options), expected);
-        let rule = json!({"inject-error.1.event": "none", "inject-error.0.errno": 5, "inject-error.0.event": "none"});
-        let order: Vec<&String> = in_order(rule.as_object().expect("a map")).iter().map(|(key, _)| *key).collect();
-        assert_eq!(order, ["inject-error.0.event", "inject-error.0.errno", "inject-error.1.event"]);
+    fn who_shares_a_bucket_changes_places_with_each_copy() {
+        let mut options = Dict::default();
+        for key in ["size", "inject-error.0.event", "inject-error.1.event", "inject-error.0.errno", "offset"] {
+            options.put(key, Member::Plain(key.len().into()));
+        }
+        let [twins, other] =
+            [r#""inject-error.0.errno": 20, "inject-error.0.event": 20"#, r#""inject-error.1.event": 20"#];
+        assert_eq!(options.text(), format!(r#"{{"offset": 6, {twins}, {other}, "size": 4}}"#));
+        let twins = r#""inject-error.0.event": 20, "inject-error.0.errno": 20"#;
+        assert_eq!(options.copied().text(), format!(r#"{{"offset": 6, {twins}, {other}, "size": 4}}"#));
+    }
+
+    #[test]
+    fn rules_are_made_flat_in_the_order_of_their_members() {
+        let rules =
+            json!({"inject-error.10.event": 0, "inject-error.2.errno": 0, "inject-error.2.event": 0, "align": 0});
+        let order: Vec<&String> = as_flattened(rules.as_object().expect("a map")).iter().map(|(key, _)| *key).collect();
+        assert_eq!(order, ["align", "inject-error.2.event", "inject-error.2.errno", "inject-error.10.event"]);
     }
 
     #[test]

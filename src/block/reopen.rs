@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::graph::Block;
 use super::node::{Driver, Edge, Given, Node, NodeId, NodeOptions, Parent, Role};
 use super::open::{BackingRef, ChildRef, CommonOptions, DriverOptions, Inherit, OpenOptions, resolve};
+use super::qcow2::Qcow2Options;
 use super::qdict;
 use super::raw::Window;
 
@@ -29,6 +30,8 @@ struct Entry {
     driver: &'static str,
     children: Vec<(&'static str, NewChild)>,
     window: Window,
+    /// The options of a qcow2 node.
+    qcow2: Qcow2Options,
     /// The node keeps its options and only inherits others.
     keeps: bool,
 }
@@ -121,14 +124,21 @@ impl Block {
             self.undo(changes, &queue, before);
             return Err(reason);
         }
-        for (entry, before) in queue.iter().zip(before) {
-            self.commit_reopen(entry, &before).await;
-        }
+        // What nodes stand on comes before them.
+        queue.iter().rev().for_each(|entry| self.commit_reopen(entry));
         for change in changes {
             if let Change::Moved { from: old, .. } = change {
                 self.unref(old).await;
             } else if let Change::Removed(edge) = change {
                 self.unref(edge.child.get()).await;
+            }
+        }
+        for entry in queue.iter().rev().filter(|entry| !entry.next.read_only) {
+            let driver = entry.node.driver.borrow().clone();
+            if let Driver::Qcow2(image) = driver {
+                let block = self.clone();
+                let finished = async move { image.finish_reopen(&block).await };
+                self.sim.run_coroutine("load bitmaps", finished).await;
             }
         }
         Ok(())
@@ -167,6 +177,11 @@ impl Block {
             (None, Driver::Raw(raw)) => raw.window(),
             _ => Window::default(),
         };
+        let qcow2 = match (options.map(|options| &options.driver), &*node.driver.borrow()) {
+            (Some(DriverOptions::Qcow2 { options, .. }), _) => options.clone(),
+            (None, Driver::Qcow2(image)) => image.options(),
+            _ => Qcow2Options::default(),
+        };
         given.set = Some(set.clone());
         let entry = Entry {
             node: node.clone(),
@@ -175,6 +190,7 @@ impl Block {
             driver: options.map_or(node.driver_name().unwrap_or(""), |options| options.driver.name()),
             children: options.map(|options| new_children(&options.driver)).unwrap_or_default(),
             window,
+            qcow2,
             keeps: options.is_none(),
         };
         let mut inherited = Vec::new();
@@ -219,10 +235,13 @@ impl Block {
         if let (Driver::Raw(_), Some(file)) = (&driver, node.primary_child()) {
             entry.window.check(self.node(file).length.get())?;
         }
-        if let (Driver::Qcow2(qcow2), true) = (&driver, entry.next.read_only) {
-            let (block, qcow2) = (self.clone(), qcow2.clone());
-            let stored = async move { qcow2.reopen_read_only(&block).await };
-            self.sim.run_coroutine("store bitmaps", stored).await?;
+        if let Driver::Qcow2(image) = &driver {
+            let (block, image, options) = (self.clone(), image.clone(), entry.qcow2.clone());
+            let read_only = entry.next.read_only;
+            let prepared = async move { image.prepare_reopen(&block, &options, read_only).await };
+            let prepared = self.sim.run_coroutine("qcow2 reopen", prepared).await;
+            let wordless = || format!("failed while preparing to reopen image '{}'", self.filename(node.id));
+            prepared.map_err(|reason| reason.unwrap_or_else(wordless))?;
         }
         let child = |name: &str| entry.children.iter().find(|(known, _)| *known == name).map(|(_, child)| child);
         if node.backing().is_some() && child("backing").is_none() && !entry.keeps {
@@ -372,7 +391,7 @@ impl Block {
         let _ = self.refresh_permissions(&roots);
     }
 
-    async fn commit_reopen(self: &Rc<Self>, entry: &Entry, before: &NodeOptions) {
+    fn commit_reopen(&self, entry: &Entry) {
         let node = &entry.node;
         *node.given.borrow_mut() = entry.given.clone();
         let driver = node.driver.borrow().clone();
@@ -384,16 +403,12 @@ impl Block {
                     self.set_length(node, length);
                 }
             }
-            Driver::Qcow2(qcow2) => {
+            Driver::Qcow2(image) => {
                 let backing = node.backing();
-                if backing != qcow2.backing_node() {
-                    qcow2.set_backing_node(backing);
+                if backing != image.backing_node() {
+                    image.set_backing_node(backing);
                 }
-                if before.read_only && !entry.next.read_only {
-                    let block = self.clone();
-                    let load = async move { qcow2.reopen_read_write(&block).await };
-                    self.sim.run_coroutine("load bitmaps", load).await;
-                }
+                image.commit_reopen(entry.qcow2.clone(), entry.next.read_only);
             }
             _ => {}
         }

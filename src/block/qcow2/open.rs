@@ -18,8 +18,8 @@ use super::check::Fix;
 use super::compressed::Threads;
 use super::extensions::{read_extensions, unknown_features};
 use super::header::{
-    AUTOCLEAR_BITMAPS, COMPAT_LAZY_REFCOUNTS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, INCOMPAT_CORRUPT,
-    INCOMPAT_DATA_FILE, INCOMPAT_DIRTY, INCOMPAT_EXTENDED_L2, MAGIC,
+    AUTOCLEAR_BITMAPS, HEADER_BYTES, Header, INCOMPAT_COMPRESSION, INCOMPAT_CORRUPT, INCOMPAT_DATA_FILE,
+    INCOMPAT_DIRTY, INCOMPAT_EXTENDED_L2, MAGIC,
 };
 use super::layout::{ENTRY_BYTES, Geometry, L1E_OFFSET_MASK, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::options::{OpenFlags, Qcow2Options};
@@ -85,7 +85,7 @@ impl Qcow2 {
             node,
             file,
             backing: Cell::new(None),
-            options: options.clone(),
+            options: RefCell::new(options.clone()),
             geo: Geometry {
                 version: header.version,
                 cluster_bits: header.cluster_bits,
@@ -104,7 +104,6 @@ impl Qcow2 {
             in_flight: RefCell::default(),
             discards: RefCell::default(),
             cache_discards: Cell::new(false),
-            lazy_refcounts: options.lazy_refcounts.unwrap_or(header.compatible & COMPAT_LAZY_REFCOUNTS != 0),
             snapshots: RefCell::new(snapshots),
             read_only: Cell::new(flags.read_only),
             signaled_corruption: Cell::new(false),
@@ -152,7 +151,7 @@ impl Qcow2 {
     /// Gives the caches the shape that the virtual size asks for; they must be clean.
     pub(super) fn reshape_caches(&self) {
         // The options were valid when the image was opened.
-        if let Ok(shape) = cache_shape(&self.header.borrow(), &self.options) {
+        if let Ok(shape) = cache_shape(&self.header.borrow(), &self.options.borrow()) {
             self.l2_cache.reshape(shape.l2_entries, shape.l2_entry_bytes);
             self.refcount_cache.reshape(shape.refcount_entries, self.geo.cluster_size());
         }
@@ -321,7 +320,7 @@ async fn read_backing_name(block: &Rc<Block>, file: NodeId, header: &Header) -> 
 }
 
 /// Refuses negative sizes, which only the driver notices.
-fn check_sizes(block: &Block, options: &Qcow2Options) -> Result<(), String> {
+pub(super) fn check_sizes(block: &Block, options: &Qcow2Options) -> Result<(), String> {
     let negative =
         options.sizes().into_iter().find_map(|(name, size)| size.filter(|size| *size < 0).map(|n| (name, n)));
     match negative {
@@ -331,13 +330,13 @@ fn check_sizes(block: &Block, options: &Qcow2Options) -> Result<(), String> {
 }
 
 /// Sizes of the caches, in entries.
-struct CacheShape {
+pub(super) struct CacheShape {
     l2_entries: usize,
     l2_entry_bytes: u64,
     refcount_entries: usize,
 }
 
-fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, String> {
+pub(super) fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, String> {
     let cluster = 1u64 << header.cluster_bits;
     if header.crypt_method > 2 {
         return Err(format!("Unsupported encryption method {}", header.crypt_method));

@@ -248,9 +248,9 @@ impl Qcow2 {
             DiscardType::Never => false,
             DiscardType::Always => true,
             DiscardType::Request => {
-                self.options.pass_discard_request.unwrap_or_else(|| block.node(self.node).discard_unmap())
+                self.options.borrow().pass_discard_request.unwrap_or_else(|| block.node(self.node).discard_unmap())
             }
-            DiscardType::Other => self.options.pass_discard_other,
+            DiscardType::Other => self.options.borrow().pass_discard_other,
         }
     }
 

@@ -70,10 +70,7 @@ impl Qcow2 {
         let written = self.write_sync(block, 24, Content::from_bytes(size.to_be_bytes())).await;
         written.map_err(|error| failed("Failed to update the image size", error))?;
         // The caches get a new shape, and forget: with the dirty bit set, too, refcounts are written before.
-        let flushed = self.cache_flush(block, &self.l2_cache).await;
-        flushed.map_err(|error| failed("Failed to flush the L2 table cache", error))?;
-        let flushed = self.cache_flush(block, &self.refcount_cache).await;
-        flushed.map_err(|error| failed("Failed to flush the refcount block cache", error))?;
+        self.flush_caches_in_words(block).await?;
         self.reshape_caches();
         drop(locked);
         Ok(())

@@ -226,7 +226,7 @@ impl Qcow2 {
     /// `discard-no-unref`: a guest's discard leaves the cluster where it is.
     fn keeps_reference(&self, old: u64, what: Clear) -> bool {
         let by_guest = matches!(what, Clear::Discard(DiscardType::Request) | Clear::Zeroes { unmap: true });
-        self.options.discard_no_unref
+        self.options.borrow().discard_no_unref
             && by_guest
             && matches!(ClusterType::of(old), ClusterType::Normal | ClusterType::ZeroAlloc)
     }

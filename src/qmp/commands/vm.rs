@@ -44,13 +44,14 @@ impl Machine {
             self.run_state.set(RunState::Paused);
             self.send_event("STOP", Value::Null);
         }
-        self.block.drain_all().await;
-        for node in self.block.live_nodes().into_iter().filter(|node| node.monitor_owned.get()) {
-            let (block, id) = (self.block.clone(), node.id);
-            // A failure is not told.
-            let _ = self.block.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
-        }
+        self.stop_disks().await;
         Ok(json!({}))
+    }
+
+    /// Drains and flushes all disks; nobody is told of a failure (`do_vm_stop`).
+    pub(in crate::qmp) async fn stop_disks(&self) {
+        self.block.drain_all().await;
+        self.block.flush_all().await;
     }
 
     /// cont (`qmp_cont` in `monitor/qmp-cmds.c`): forgets that jobs have met errors.
