@@ -1,4 +1,4 @@
-//! Where an assertion of QEMU fails, the simulated machine ends at the same step.
+//! Where an assertion of QEMU fails, or QEMU hangs, the simulated machine ends at the same step.
 //!
 //! A scenario that ends so has no transcript that `check` could replay.
 
@@ -49,4 +49,12 @@ fn a_write_must_not_lie_behind_a_bitmap() {
         assert_aborts(include_str!("aborts/write-behind-a-bitmap.yaml"), compat, "write -P 1 2M");
         assert_aborts(include_str!("aborts/failed-growth.yaml"), compat, "write -P 1 1M");
     }
+}
+
+#[test]
+fn a_node_that_is_reopened_twice_stays_drained() {
+    let text = include_str!("aborts/reopened-twice.yaml");
+    assert_eq!(ending(text, Compat::Qemu72), Ending::Passed);
+    let Ending::Failed { why, .. } = ending(text, Compat::Qemu100) else { panic!("10.0 hangs") };
+    assert!(why.contains("qemu-io waits for the end of a drained section"), "{why}");
 }

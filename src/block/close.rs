@@ -83,7 +83,6 @@ impl Block {
         let node_options = NodeOptions {
             // QEMU's filter drops guests' discards; the defect lets them through, past the copying.
             discard_unmap: options.discard_source || self.quirks.defects.discard_bypasses_cbw,
-            read_only: source.is_read_only(),
             ..Default::default()
         };
         let filter = self.named_node(name, node_options).await.map_err(prefixed)?;

@@ -34,6 +34,10 @@ struct Entry {
     qcow2: Qcow2Options,
     /// The node keeps its options and only inherits others.
     keeps: bool,
+    /// What the node was told by its own name.
+    told: Option<OpenOptions>,
+    /// How often the reopening has come upon the node again.
+    again: u32,
 }
 
 /// What a node in the queue has from its parent.
@@ -103,6 +107,13 @@ impl Block {
     }
 
     async fn reopen_queue(self: &Rc<Self>, queue: Vec<Entry>) -> Checked {
+        if self.quirks.reopen_counts_drains {
+            for entry in &queue {
+                for _ in 0..entry.again {
+                    self.drained_begin(entry.node.id).await;
+                }
+            }
+        }
         for entry in &queue {
             let (block, id) = (self.clone(), entry.node.id);
             let flushed = self.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
@@ -147,6 +158,11 @@ impl Block {
     /// Adds a node and the children that inherit from it.
     fn enqueue(&self, node: &Rc<Node>, options: Option<&OpenOptions>, parent: Parentage<'_>, queue: &mut Vec<Entry>) {
         let inherit = parent.inherit;
+        let earlier = queue.iter().find(|entry| entry.node.id == node.id);
+        let again = earlier.map_or(0, |entry| entry.again + 1);
+        // What it was told before counts more than what its parent lets it keep.
+        let told = options.cloned().or_else(|| earlier.and_then(|entry| entry.told.clone()));
+        let options = told.as_ref();
         let mut given = match options {
             Some(options) => Given { common: options.common.clone(), own: options.own.clone(), set: None },
             None => node.given.borrow().clone(),
@@ -192,6 +208,8 @@ impl Block {
             window,
             qcow2,
             keeps: options.is_none(),
+            told: options.cloned(),
+            again,
         };
         let mut inherited = Vec::new();
         for edge in node.children.borrow().iter().rev() {
@@ -244,7 +262,9 @@ impl Block {
             prepared.map_err(|reason| reason.unwrap_or_else(wordless))?;
         }
         let child = |name: &str| entry.children.iter().find(|(known, _)| *known == name).map(|(_, child)| child);
-        if node.backing().is_some() && child("backing").is_none() && !entry.keeps {
+        // It must be told of one that the image names, too, though it may not be open.
+        let named = node.qcow2().is_some_and(|image| image.backing_name().is_some());
+        if (named || node.backing().is_some()) && child("backing").is_none() && !entry.keeps {
             return Err(format!("backing is missing for '{}'", node.name));
         }
         self.change_child(node, "backing", child("backing"), changes).await?;
