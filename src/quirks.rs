@@ -159,6 +159,9 @@ quirks! {
     /// 10.0: a machine that ends stops before it begins the drained section in which it cancels its jobs; 7.2 stops
     /// inside that section (`qemu_cleanup`).
     quit_stops_first: true;
+    /// 7.2: the permissions below the node that a reopening came upon last are looked at first; 10.0: below the first
+    /// (`bdrv_reopen_multiple`).
+    reopen_refreshes_last_first: false;
     /// 10.0: each time that a reopening comes upon a node it drains it, but it ends that only once (`bdrv_reopen_queue_child`).
     reopen_counts_drains: true;
     /// 10.0: a drained section of all nodes reaches a job through the nodes below it; in 7.2 each node tells only those

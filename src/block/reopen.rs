@@ -381,7 +381,10 @@ impl Block {
             *entry.node.options.borrow_mut() = entry.next.clone();
             entry.node.was_writable.set(was_writable);
         }
-        let roots: Vec<NodeId> = queue.iter().map(|entry| entry.node.id).collect();
+        let mut roots: Vec<NodeId> = queue.iter().map(|entry| entry.node.id).collect();
+        if self.quirks.reopen_refreshes_last_first {
+            roots.reverse();
+        }
         let result = self.refresh_permissions(&roots);
         queue.iter().for_each(|entry| entry.node.was_writable.set(false));
         result
