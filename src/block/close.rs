@@ -36,6 +36,7 @@ impl Block {
         self.flush_in_vain(node.id).await;
         self.close_driver(node).await;
         let lock = self.graph_write_lock().await;
+        self.disinherit_children(node);
         let children: Vec<Rc<Edge>> = node.children.borrow().clone();
         for edge in children.iter().rev() {
             self.detach(edge);

@@ -94,23 +94,38 @@ impl Block {
         self.as_opened(node, &strong).into_members().collect()
     }
 
+    /// The links below which the node was opened inline, from the top.
+    fn links_above(&self, node: &Node) -> Vec<&'static str> {
+        let Some(parent) = node.inherits_from.get().and_then(|parent| self.try_node(parent)) else {
+            return node.opened_below.borrow().clone();
+        };
+        let link = parent.children.borrow().iter().find(|edge| edge.child.get() == node.id).map(|edge| edge.name);
+        let mut links = self.links_above(&parent);
+        links.extend(link);
+        links
+    }
+
+    /// The node is about to be closed: children that it has opened inline inherit from nobody any more.
+    pub(super) fn disinherit_children(&self, parent: &Node) {
+        for edge in parent.children.borrow().iter() {
+            let child = self.node(edge.child.get());
+            if child.inherits_from.get() == Some(parent.id) {
+                child.opened_below.replace(self.links_above(&child));
+                child.inherits_from.set(None);
+            }
+        }
+    }
+
     /// The options in the order in which the node has them, after their way through those of the nodes above.
     fn as_opened(&self, node: &Node, given: &Map<String, Value>) -> Dict {
-        let mut above = Vec::new();
-        let mut child = node.id;
-        while let Some(parent) = self.node(child).inherits_from.get() {
-            let edge =
-                self.node(parent).children.borrow().iter().find(|edge| edge.child.get() == child).map(|edge| edge.name);
-            above.extend(edge);
-            child = parent;
-        }
-        let prefix: String = above.iter().rev().flat_map(|name| [name, "."]).collect();
+        let above = self.links_above(node);
+        let prefix: String = above.iter().flat_map(|name| [name, "."]).collect();
         let mut options = Dict::default();
         for (key, value) in qdict::as_flattened(given) {
             options.put(&format!("{prefix}{key}"), Member::Plain(value.clone()));
         }
         // Each node takes its child's options out of a copy of its own.
-        above.iter().rev().fold(options, |options, name| options.copied().with_prefix(&format!("{name}.")))
+        above.iter().fold(options, |options, name| options.copied().with_prefix(&format!("{name}.")))
     }
 }
 

@@ -218,6 +218,7 @@ impl Block {
             length: Cell::new(0),
             given: RefCell::default(),
             inherits_from: Cell::new(None),
+            opened_below: RefCell::default(),
             automatic_backing: RefCell::default(),
             was_writable: Cell::new(false),
             monitor_owned: Cell::new(false),

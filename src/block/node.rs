@@ -192,6 +192,8 @@ pub struct Node {
     pub given: RefCell<Given>,
     /// The parent whose options it takes over: it was opened inline.
     pub inherits_from: Cell<Option<NodeId>>,
+    /// The links, from the top, below which it was opened inline, once the parent is gone.
+    pub opened_below: RefCell<Vec<&'static str>>,
     /// The name of the backing node that the image itself asks for (`auto_backing_file`).
     pub automatic_backing: RefCell<Option<String>>,
     /// While it is being reopened: whether it could be written to before.
