@@ -36,12 +36,13 @@ impl Block {
         Ok(())
     }
 
-    /// Appends `id` after everything below it (so the reverse is parents first).
+    /// Appends `id` after everything below it, what its newest link leads to first (the reverse is parents first, and
+    /// what older links lead to before the rest).
     fn topological(&self, id: NodeId, order: &mut Vec<NodeId>) {
         if order.contains(&id) {
             return;
         }
-        for edge in self.node(id).children.borrow().iter() {
+        for edge in self.node(id).children.borrow().iter().rev() {
             self.topological(edge.child.get(), order);
         }
         order.push(id);
