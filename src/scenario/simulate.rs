@@ -298,7 +298,7 @@ impl Backend for SimBackend {
         let machine = self.machine()?;
         let handler = machine.clone();
         // The same moment in the monitor as the whole command has; all that it tells of a node is not put together.
-        let told = machine.in_monitor(Box::pin(async move { handler.query_bitmaps() })).await;
+        let told = machine.in_monitor(Box::pin(async move { handler.query_bitmaps().await })).await;
         told.unwrap_or_else(|| Err("the machine is gone".into())).map_err(|error| no_nodes(&error.to_value()))
     }
 

@@ -19,15 +19,16 @@ impl Machine {
     pub(in crate::qmp) async fn query_named_block_nodes(&self, args: &Args<'_>) -> QmpResult {
         let flat = args.opt_bool("flat")?.unwrap_or(false);
         args.finish()?;
-        let stored = self.stored_bitmaps().await;
+        let stored = self.stored_bitmaps(&self.block.live_nodes()).await?;
         Ok(self.nodes_to_tell()?.iter().map(|node| self.node_info(node, flat, &stored)).collect())
     }
 
     /// The part of query-named-block-nodes that is asked for most: the bitmaps of each node that has any.
-    pub fn query_bitmaps(&self) -> Result<Map<String, Value>, QmpError> {
-        let nodes = self.nodes_to_tell();
+    pub async fn query_bitmaps(&self) -> Result<Map<String, Value>, QmpError> {
+        let read = self.stored_bitmaps(&self.block.live_nodes()).await;
         self.send_notices();
-        let nodes = nodes?;
+        read?;
+        let nodes = self.nodes_to_tell()?;
         let told = nodes.iter().map(|node| (node.name.to_string(), bitmaps_info(node)));
         Ok(told.filter(|(_, bitmaps)| !bitmaps.is_empty()).map(|(name, bitmaps)| (name, bitmaps.into())).collect())
     }
@@ -43,33 +44,37 @@ impl Machine {
 
     /// query-block: the named backends with what is inserted in them (`block/qapi.c`).
     pub(in crate::qmp) async fn query_block(&self) -> QmpResult {
-        let mut devices = Vec::new();
-        let stored = self.stored_bitmaps().await;
+        let mut named = Vec::new();
         for node in self.block.live_nodes() {
             for edge in node.parents.borrow().iter() {
                 let Parent::Backend(backend) = &edge.parent else { continue };
                 let Some(name) = &backend.name else { continue };
-                let mut device = json!({"device": &**name, "locked": false, "removable": false, "type": "unknown"});
-                device["inserted"] = self.node_info(&node, false, &stored);
-                devices.push(device);
+                named.push((name.clone(), node.clone()));
             }
+        }
+        let nodes: Vec<_> = named.iter().map(|(_, node)| node.clone()).collect();
+        let stored = self.stored_bitmaps(&nodes).await?;
+        let mut devices = Vec::new();
+        for (name, node) in named {
+            let mut device = json!({"device": &*name, "locked": false, "removable": false, "type": "unknown"});
+            device["inserted"] = self.node_info(&node, false, &stored);
+            devices.push(device);
         }
         Ok(devices.into())
     }
 
-    /// Reads the bitmap directories; an image whose directory can't be read is left out.
-    async fn stored_bitmaps(&self) -> Stored {
+    /// Reads the bitmap directories of nodes (newest first), the oldest one first; who asks is told of the first that
+    /// can't be read.
+    async fn stored_bitmaps(&self, nodes: &[Rc<Node>]) -> Result<Stored, QmpError> {
         let mut stored = Stored::new();
-        for node in self.block.live_nodes() {
+        for node in nodes.iter().rev() {
             let Some(qcow2) = node.qcow2().filter(|qcow2| qcow2.has_bitmap_directory()) else { continue };
             let block = self.block.clone();
             let infos =
                 self.block.sim.run_coroutine("bitmap directory", async move { qcow2.bitmap_infos(&block).await });
-            if let Ok(infos) = infos.await {
-                stored.insert(node.id, infos);
-            }
+            stored.insert(node.id, infos.await?);
         }
-        stored
+        Ok(stored)
     }
 
     /// `BlockDeviceInfo`.
