@@ -48,7 +48,7 @@ impl Machine {
         Ok(json!({}))
     }
 
-    /// Drains and flushes all disks; nobody is told of a failure (`do_vm_stop`).
+    /// Drains and flushes all disks; nobody is told of a failure (`do_vm_stop` in `softmmu/cpus.c`).
     pub(in crate::qmp) async fn stop_disks(&self) {
         self.block.drain_all().await;
         self.block.flush_all().await;
