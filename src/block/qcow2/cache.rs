@@ -7,9 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::layout::ENTRY_BYTES;
 use super::release_order::ReleaseOrder;
-use super::table::Table;
+use super::table::{SharedEntries, Table};
 use crate::sim::shared::{Cell, RefCell};
 use crate::store::Content;
 
@@ -69,17 +68,13 @@ pub(super) struct Cache<T> {
     pub(super) kind: CacheKind,
     entry_bytes: Cell<u64>,
     state: RefCell<State<T>>,
-    /// The entry of the last table that was written and whose entries were all the same, and bytes of it, for more than
-    /// one such table: those that follow each other in the file become one run there.
-    uniform: RefCell<Option<(u64, Content)>>,
+    shared: SharedEntries,
     /// The other cache must be durable before anything of this one is written.
     pub(super) depends: Cell<bool>,
     /// What was written to the file so far must be durable before anything of this one is written.
     pub(super) depends_on_flush: Cell<bool>,
 }
 
-/// Bytes that tables of one and the same entry share, at least.
-const SHARED: u64 = 64 << 10;
 /// Beyond so many steps of the walk a lookup asks the index.
 const WALK_STEPS: usize = 4;
 
@@ -91,7 +86,7 @@ impl<T: Table> Cache<T> {
             kind,
             entry_bytes: Cell::new(entry_bytes),
             state: RefCell::new(state),
-            uniform: RefCell::default(),
+            shared: SharedEntries::default(),
             depends: Cell::new(false),
             depends_on_flush: Cell::new(false),
         }
@@ -106,7 +101,6 @@ impl<T: Table> Cache<T> {
     /// Forgets all tables, which must be clean and unused, and takes another shape.
     pub(super) fn reshape(&self, entries: usize, entry_bytes: u64) {
         *self.state.borrow_mut() = State::empty(entries);
-        self.uniform.take();
         self.entry_bytes.set(entry_bytes);
     }
 
@@ -191,17 +185,8 @@ impl<T: Table> Cache<T> {
     /// The table in an entry as the file is to have it.
     pub(super) fn content(&self, index: usize) -> Content {
         let state = self.state.borrow();
-        let (table, bytes) = (&state.entries[index].table, self.entry_bytes());
-        let Some(entry) = table.uniform(bytes) else { return table.to_content(bytes) };
-        let mut last = self.uniform.borrow_mut();
-        let shared = match &*last {
-            Some((same, content)) if *same == entry => content,
-            _ => {
-                let entries = bytes.max(SHARED) / ENTRY_BYTES;
-                &last.insert((entry, Content::from_bytes(entry.to_be_bytes().repeat(entries as usize)))).1
-            }
-        };
-        shared.slice(state.entries[index].offset % shared.len(), bytes)
+        let entry = &state.entries[index];
+        entry.table.content(entry.offset, self.entry_bytes(), &self.shared)
     }
 
     /// The first dirty entry at or after `from`, in index order.
@@ -265,7 +250,7 @@ impl<T: Table> Drop for TableRef<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::L2Table;
+    use super::super::l2_table::L2Table;
     use super::*;
 
     fn load(cache: &Cache<L2Table>, offset: u64) -> usize {

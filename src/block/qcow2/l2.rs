@@ -13,10 +13,11 @@ use crate::store::Content;
 
 use super::Qcow2;
 use super::cache::TableRef;
+use super::l2_table::L2Table;
 use super::layout::{COPIED, ClusterType, ENTRY_BYTES, L1E_OFFSET_MASK, L2E_OFFSET_MASK, MAX_HOST_OFFSET};
 use super::overlap::Area;
 use super::refcount::DiscardType;
-use super::table::{L2Table, entry_bytes};
+use super::table::entry_bytes;
 
 /// What a guest range maps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,11 +126,9 @@ impl Qcow2 {
                 equal + table.count_while(first + equal, limit - equal, |other| ClusterType::of(other) == kind)
             }
             kind @ (ClusterType::Normal | ClusterType::ZeroAlloc) => {
-                let mut expected = entry & L2E_OFFSET_MASK;
-                table.count_while(first, limit, |other| {
-                    let continues = ClusterType::of(other) == kind && other & L2E_OFFSET_MASK == expected;
-                    expected = expected.wrapping_add(self.geo.cluster_size());
-                    continues
+                let host = entry & L2E_OFFSET_MASK;
+                table.count_contiguous(first, limit, host, self.geo.cluster_size(), |other| {
+                    ClusterType::of(other) == kind
                 })
             }
         }

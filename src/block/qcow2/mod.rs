@@ -7,7 +7,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `layout`, `header`, `table` | the format as numbers and bytes |
+//! | `layout`, `header`, `table`, `l2_table` | the format as numbers and bytes |
 //! | `open`, `reopen`, `extensions`, `create`, `close`, `info` | an image's life |
 //! | `cache`, `release_order`, `cache_io` | metadata in memory, and the order in which they are written |
 //! | `refcount`, `alloc`, `refgrow` | who uses a cluster; finding free ones |
@@ -37,6 +37,7 @@ mod header;
 mod inflight;
 mod info;
 mod l2;
+mod l2_table;
 mod layout;
 mod link;
 mod open;
@@ -69,11 +70,12 @@ use cache::Cache;
 use compressed::Threads;
 use header::{COMPAT_LAZY_REFCOUNTS, Extras, Header, INCOMPAT_DIRTY};
 use inflight::Allocation;
+use l2_table::L2Table;
 use layout::Geometry;
 use overlap::Span;
 use refcount::Reftable;
 use snapshot::SnapshotTable;
-use table::{L2Table, Refblock};
+use table::Refblock;
 
 pub use check::{CheckResult, Fix};
 pub use info::{BitmapInfo, Qcow2Info};

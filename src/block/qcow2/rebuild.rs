@@ -12,7 +12,7 @@ use crate::store::Content;
 use super::check::Checker;
 use super::layout::{ENTRY_BYTES, MAX_REFTABLE_BYTES};
 use super::refcount::Reftable;
-use super::table::{Refblock, Table, entry_bytes, prefix_content};
+use super::table::{Refblock, SharedEntries, Table, entry_bytes, prefix_content};
 
 impl Checker<'_> {
     /// Writes new refcount blocks and a new table, and switches to them.
@@ -93,7 +93,12 @@ impl Checker<'_> {
             for (entry, references) in stretch.enumerate() {
                 refblock.set(order, entry, u64::from(*references));
             }
-            self.write_structure("refblock", *offset, refblock.to_content(cluster_size)).await?;
+            self.write_structure(
+                "refblock",
+                *offset,
+                refblock.content(*offset, cluster_size, &SharedEntries::default()),
+            )
+            .await?;
         }
         let content = prefix_content(entry_bytes(&table.entries), table.bytes());
         self.write_structure("reftable", table.offset, content).await?;

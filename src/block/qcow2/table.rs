@@ -1,35 +1,48 @@
-//! The two kinds of metadata tables that are cached: L2 tables and refcount blocks.
+//! What the metadata tables that are cached have in common, and the refcount block; L2 tables are in `l2_table.rs`.
 //!
-//! Both keep only the part up to the last entry that was ever set: most tables of most images are
-//! nearly empty, or all zeros, and a table costs what it holds. L2 entries are in host order; refcounts stay in
-//! the packed form of the file, since they are narrow.
+//! A table costs what it holds: most tables of most images are nearly empty, or all zeros. Refcounts stay in the packed form
+//! of the file, since they are narrow, and only up to the last that was ever set.
 
 use super::layout::{ENTRY_BYTES, be_at};
+use crate::sim::shared::RefCell;
 use crate::store::Content;
 
 /// A table that a [`super::cache::Cache`] can hold.
 pub(super) trait Table: Default + Clone {
     /// Takes over what was read from the image: its bytes without the zeros at the end.
     fn decode(bytes: Vec<u8>) -> Self;
-    /// The bytes, of `bytes` in all, up to the last that is not 0 (or some zeros more).
-    fn encode(&self, bytes: u64) -> Vec<u8>;
+    /// The table, of `bytes` bytes, as it is to be at `offset` of the file.
+    fn content(&self, offset: u64, bytes: u64, shared: &SharedEntries) -> Content;
+}
 
-    /// The entry that fills a whole table of `bytes` bytes, if one does: such tables share their
-    /// bytes, as a zeroed disk of a terabyte has tens of thousands of them.
-    fn uniform(&self, _bytes: u64) -> Option<u64> {
-        None
-    }
+/// Bytes of one entry, over and over, for all tables that hold it in many places: a zeroed disk of a terabyte has tens of
+/// thousands of them, and those that follow each other in the file become one run there.
+#[derive(Default)]
+pub(super) struct SharedEntries(RefCell<Option<(u64, Content)>>);
 
-    /// The table as content of `bytes` bytes.
-    fn to_content(&self, bytes: u64) -> Content {
-        prefix_content(self.encode(bytes), bytes)
+impl SharedEntries {
+    /// Bytes that are shared, at least.
+    const BYTES: u64 = 64 << 10;
+
+    /// `bytes` bytes of `entry` for `offset` of the file, out of those of a table of `table_bytes` bytes. Only the last
+    /// entry that was asked for is kept.
+    pub(super) fn repeat(&self, entry: u64, offset: u64, bytes: u64, table_bytes: u64) -> Content {
+        let mut last = self.0.borrow_mut();
+        let shared = match &*last {
+            Some((same, content)) if *same == entry && content.len() >= table_bytes => content,
+            _ => {
+                let entries = table_bytes.max(Self::BYTES) / ENTRY_BYTES;
+                &last.insert((entry, Content::from_bytes(entry.to_be_bytes().repeat(entries as usize)))).1
+            }
+        };
+        // A table begins at a multiple of its size, so that a part of it does not reach beyond the end.
+        shared.slice(offset % shared.len(), bytes)
     }
 }
 
 /// `prefix` followed by zeros up to `bytes` bytes.
 pub(super) fn prefix_content(mut prefix: Vec<u8>, bytes: u64) -> Content {
-    let used = prefix.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-    prefix.truncate(used);
+    prefix.truncate(used_bytes(&prefix));
     let rest = bytes.saturating_sub(prefix.len() as u64);
     Content::from_bytes(prefix).concat(Content::zeros(rest))
 }
@@ -44,8 +57,17 @@ pub(super) fn content_prefix(content: &Content) -> Vec<u8> {
         }
     }
     let mut bytes = content.slice(0, used).to_vec();
-    bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1));
+    bytes.truncate(used_bytes(&bytes));
     bytes
+}
+
+/// Bytes up to the last that is not 0.
+fn used_bytes(bytes: &[u8]) -> usize {
+    // Zeros in groups: tables are mostly zeros.
+    let (rest, groups) = bytes.as_rchunks::<64>();
+    let zeros = groups.iter().rev().take_while(|group| **group == [0; 64]).count();
+    let used = &bytes[..rest.len() + (groups.len() - zeros) * 64];
+    used.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 /// The big-endian table entries in `bytes`, the last one filled up with zeros.
@@ -61,121 +83,7 @@ pub(super) fn entries_of(bytes: &[u8]) -> Vec<u64> {
 
 /// Table entries as the file has them.
 pub(super) fn entry_bytes(entries: &[u64]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES as usize);
-    for entry in entries {
-        bytes.extend_from_slice(&entry.to_be_bytes());
-    }
-    bytes
-}
-
-/// An L2 table or a slice of one.
-#[derive(Clone, Default)]
-pub(super) struct L2Table {
-    entries: Vec<u64>,
-    /// What all entries behind those are.
-    rest: u64,
-}
-
-impl L2Table {
-    /// The entry at `index`; 0 if it was never set.
-    #[inline]
-    pub(super) fn get(&self, index: usize) -> u64 {
-        self.entries.get(index).copied().unwrap_or(self.rest)
-    }
-
-    /// Sets an entry.
-    #[inline]
-    pub(super) fn set(&mut self, index: usize, entry: u64) {
-        if index >= self.entries.len() {
-            self.reserve(index + 1);
-        }
-        self.entries[index] = entry;
-    }
-
-    /// Makes sure that `entries_mut` covers the first `len` entries.
-    fn reserve(&mut self, len: usize) {
-        if len > self.entries.len() {
-            let room = len.next_power_of_two().max(64);
-            self.entries.reserve_exact(room - self.entries.len());
-            self.entries.resize(len, self.rest);
-        }
-    }
-
-    /// The entries from `first` to `end`, to be changed.
-    #[inline]
-    pub(super) fn range_mut(&mut self, first: usize, end: usize) -> &mut [u64] {
-        self.reserve(end);
-        &mut self.entries[first..end]
-    }
-
-    /// How many entries from `first` on, at most `limit`, satisfy `same`; those never set are 0, or what all were made.
-    #[inline]
-    pub(super) fn count_while(&self, first: usize, limit: usize, mut same: impl FnMut(u64) -> bool) -> usize {
-        let set = self.entries.get(first..).unwrap_or(&[]);
-        let set = &set[..set.len().min(limit)];
-        let counted = set.iter().take_while(|entry| same(**entry)).count();
-        if counted < set.len() || counted == limit || !same(self.rest) {
-            return counted;
-        }
-        limit
-    }
-
-    /// How many entries from `first` on, at most `limit`, are the same as `entry` in the bits of `mask`.
-    pub(super) fn count_equal(&self, first: usize, limit: usize, entry: u64, mask: u64) -> usize {
-        /// Entries that are compared at once, without a branch for each.
-        const GROUP: usize = 16;
-        let set = self.entries.get(first..).unwrap_or(&[]);
-        let set = &set[..set.len().min(limit)];
-        let is_alike =
-            |group: &&[u64; GROUP]| group.iter().fold(0, |differs, other| differs | (other ^ entry)) & mask == 0;
-        let counted = set.as_chunks().0.iter().take_while(is_alike).count() * GROUP;
-        counted + self.count_while(first + counted, limit - counted, |other| (other ^ entry) & mask == 0)
-    }
-
-    /// Sets bits of each entry from `first` to `end`, of `all` entries that the table has; tells whether that changed
-    /// anything.
-    pub(super) fn set_bits(&mut self, first: usize, end: usize, all: usize, bits: u64) -> bool {
-        if self.entries.is_empty() && (first, end) == (0, all) {
-            let changed = self.rest & bits != bits;
-            self.rest |= bits;
-            return changed;
-        }
-        let entries = self.range_mut(first, end);
-        // Without a branch for each: a disk of a terabyte has 16 million entries.
-        let common = entries.iter().fold(u64::MAX, |common, entry| common & entry);
-        entries.iter_mut().for_each(|entry| *entry |= bits);
-        common & bits != bits
-    }
-
-    /// Those of the `count` entries from `first` on that were ever set by themselves; the others have no host cluster.
-    pub(super) fn slice(&self, first: usize, count: usize) -> &[u64] {
-        let set = self.entries.get(first..).unwrap_or(&[]);
-        &set[..set.len().min(count)]
-    }
-}
-
-impl Table for L2Table {
-    fn decode(bytes: Vec<u8>) -> L2Table {
-        L2Table { entries: entries_of(&bytes), rest: 0 }
-    }
-
-    fn encode(&self, bytes: u64) -> Vec<u8> {
-        let mut encoded = entry_bytes(&self.entries);
-        if self.rest != 0 {
-            let missing = (bytes as usize).saturating_sub(encoded.len()) / ENTRY_BYTES as usize;
-            encoded.extend(std::iter::repeat_n(self.rest.to_be_bytes(), missing).flatten());
-        }
-        encoded
-    }
-
-    fn uniform(&self, bytes: u64) -> Option<u64> {
-        if self.entries.is_empty() && self.rest != 0 {
-            return Some(self.rest);
-        }
-        let first = *self.entries.first()?;
-        let full = self.entries.len() as u64 * ENTRY_BYTES == bytes;
-        (full && self.entries.iter().all(|entry| *entry == first)).then_some(first)
-    }
+    entries.iter().map(|entry| entry.to_be_bytes()).collect::<Vec<_>>().into_flattened()
 }
 
 /// A refcount block.
@@ -236,8 +144,8 @@ impl Table for Refblock {
         Refblock { bytes }
     }
 
-    fn encode(&self, _bytes: u64) -> Vec<u8> {
-        self.bytes.clone()
+    fn content(&self, _offset: u64, bytes: u64, _shared: &SharedEntries) -> Content {
+        prefix_content(self.bytes.clone(), bytes)
     }
 }
 
@@ -251,7 +159,7 @@ mod tests {
         for index in 0..4 {
             block.set(0, index, 1);
         }
-        assert_eq!(block.encode(64)[0], 0x0f);
+        assert_eq!(block.bytes[0], 0x0f);
         assert_eq!((block.get(0, 3), block.get(0, 4)), (1, 0));
     }
 
@@ -271,66 +179,16 @@ mod tests {
     fn sixteen_bit_refcounts_are_big_endian() {
         let mut block = Refblock::default();
         block.set(4, 1, 0x102);
-        assert_eq!(&block.encode(64)[..4], [0, 0, 1, 2]);
+        assert_eq!(block.bytes[..4], [0, 0, 1, 2]);
     }
 
     #[test]
-    fn runs_go_on_into_the_unset_part() {
-        let mut table = L2Table::default();
-        table.set(2, 7);
-        assert_eq!(table.count_while(0, 100, |e| e == 0), 2);
-        assert_eq!(table.count_while(3, 100, |e| e == 0), 100);
-        assert_eq!(table.count_while(2, 100, |e| e == 7), 1);
-        assert_eq!(table.count_while(0, 2, |e| e == 0), 2);
-    }
-
-    #[test]
-    fn equal_entries_are_counted_over_groups_and_their_rest() {
-        let mut table = L2Table::default();
-        (3..50).for_each(|index| table.set(index, 1));
-        assert_eq!(table.count_equal(3, 1000, 1, u64::MAX), 47);
-        assert_eq!(table.count_equal(3, 20, 1, u64::MAX), 20);
-        assert_eq!(table.count_equal(0, 1000, 0, u64::MAX), 3);
-        assert_eq!(table.count_equal(50, 1000, 0, u64::MAX), 1000, "what was never set is 0");
-        table.set(30, 2);
-        assert_eq!(table.count_equal(3, 1000, 1, u64::MAX), 27);
-        assert_eq!(table.count_equal(3, 1000, 1, 4), 1000, "no other bit is looked at");
-    }
-
-    #[test]
-    fn bits_are_set_in_entries_that_were_never_set_too() {
-        let mut table = L2Table::default();
-        table.set(2, 6);
-        assert!(table.set_bits(1, 4, 8, 1));
-        assert_eq!([0, 1, 2, 3, 4].map(|index| table.get(index)), [0, 1, 7, 1, 0]);
-        assert!(!table.set_bits(1, 4, 8, 1), "nothing is left to change");
-        assert!(table.set_bits(1, 4, 8, 2), "in two of them it was missing");
-    }
-
-    #[test]
-    fn a_table_that_is_all_the_same_is_kept_as_one_entry() {
-        let mut table = L2Table::default();
-        assert!(table.set_bits(0, 8, 8, 1));
-        assert!(!table.set_bits(0, 8, 8, 1) && table.entries.is_empty());
-        assert_eq!(table.uniform(64), Some(1));
-        assert_eq!(
-            (table.get(7), table.count_equal(2, 6, 1, u64::MAX), table.count_while(0, 8, |e| e == 0)),
-            (1, 6, 0)
-        );
-        table.set(2, 7);
-        assert_eq!([0, 1, 2, 3, 7].map(|index| table.get(index)), [1, 1, 7, 1, 1]);
-        assert_eq!(entries_of(&table.encode(64)), [1, 1, 7, 1, 1, 1, 1, 1]);
-        assert_eq!(table.uniform(64), None);
-        table.set(2, 1);
-        assert_eq!((table.uniform(64), table.count_equal(0, 8, 1, u64::MAX)), (None, 8));
-    }
-
-    #[test]
-    fn a_table_survives_a_round_trip() {
-        let mut table = L2Table::default();
-        table.set(5, 0x8000_0000_0005_0000);
-        let again = L2Table::decode(table.encode(4096));
-        assert_eq!(again.get(5), 0x8000_0000_0005_0000);
-        assert_eq!(again.get(6), 0);
+    fn zeros_at_the_end_are_not_used() {
+        for used in [0, 1, 63, 64, 65, 128, 200] {
+            let mut bytes = vec![0; 200];
+            bytes[..used].fill(1);
+            assert_eq!(used_bytes(&bytes), used);
+        }
+        assert_eq!(used_bytes(&[]), 0);
     }
 }

@@ -178,13 +178,9 @@ impl Qcow2 {
         if continues.is_some_and(|host| self.geo.cluster_start(host) != cluster) {
             return Ok(Step::Stop);
         }
-        let mut expected = cluster;
+        let cluster_size = self.geo.cluster_size();
         let kept = place.table.read(|table| {
-            table.count_while(place.index, limit, |entry| {
-                let same = !needs_new_cluster(entry) && entry & L2E_OFFSET_MASK == expected;
-                expected = expected.wrapping_add(self.geo.cluster_size());
-                same
-            })
+            table.count_contiguous(place.index, limit, cluster, cluster_size, |entry| !needs_new_cluster(entry))
         });
         let found = bytes.min(((kept as u64) << self.geo.cluster_bits) - into);
         self.note_allocation(&place, guest, cluster, found, true, allocations);
@@ -236,8 +232,7 @@ impl Qcow2 {
         let count = clusters as usize;
         let normal = |entry: u64| ClusterType::of(entry) == ClusterType::Normal;
         let (first, last, all) = place.table.read(|table| {
-            let kept = table.slice(place.index, count);
-            let all = owned && kept.len() == count && kept.iter().all(|entry| normal(*entry));
+            let all = owned && table.count_while(place.index, count, normal) == count;
             (table.get(place.index), table.get(place.index + count - 1), all)
         });
         if all {

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use crate::block::{Block, ReqFlags};
 use crate::errno::{Errno, Res};
 
+use super::l2_table::L2Table;
 use super::layout::{COMPRESSED, COPIED, ClusterType, L1E_OFFSET_MASK, ZERO};
 use super::refcount::DiscardType;
-use super::table::L2Table;
 use super::{LOCK, Qcow2};
 
 /// What clusters become.
@@ -193,11 +193,9 @@ impl Qcow2 {
         end: usize,
         what: Clear,
     ) -> (bool, Option<(usize, u64)>) {
-        let mut changed = false;
-        for (place, entry) in table.range_mut(first, end).iter_mut().enumerate() {
-            let old = *entry;
+        table.rewrite(first, end, |old| {
             let kind = ClusterType::of(old);
-            let (new, gives_up) = match what {
+            match what {
                 Clear::Zeroes { unmap } => {
                     let gives_up = kind == ClusterType::Compressed || (unmap && kind.is_allocated());
                     let stays = !gives_up || self.keeps_reference(old, what);
@@ -210,17 +208,8 @@ impl Qcow2 {
                 }
                 Clear::Discard(_) => (old, false),
                 Clear::Everything(_) => (0, kind.is_allocated()),
-            };
-            if new == old {
-                continue;
             }
-            *entry = new;
-            changed = true;
-            if gives_up {
-                return (true, Some((first + place, old)));
-            }
-        }
-        (changed, None)
+        })
     }
 
     /// `discard-no-unref`: a guest's discard leaves the cluster where it is.
