@@ -17,8 +17,17 @@ impl Machine {
     pub(in crate::qmp) async fn blockdev_reopen(self: &Rc<Self>, arguments: &Map<String, Value>) -> QmpResult {
         let args = Args::new(arguments);
         let mut queue = Vec::new();
-        for (item, name) in args.list("options")? {
-            queue.push(self.parse_node(&Args::element(item, &name)?)?);
+        let mut joined: Vec<Value> = Vec::new();
+        for (item, place) in args.list("options")? {
+            self.parse_node(&Args::element(item, &place)?)?;
+            let mut item = item.clone();
+            // Who names a node again adds to what was said of it before.
+            let earlier = joined.iter().rev().find(|earlier| earlier.get("node-name") == item.get("node-name"));
+            if let Some(earlier) = earlier {
+                join(&mut item, earlier)?;
+            }
+            queue.push(self.parse_node(&Args::element(&item, &place)?)?);
+            joined.push(item);
         }
         args.finish()?;
         if queue.is_empty() {
@@ -54,4 +63,22 @@ impl Machine {
         }
         drained
     }
+}
+
+/// Adds to `options` what only `earlier` ones of the same node say (`bdrv_join_options` in `block.c`). Those of a child that
+/// was given inline are not among them: they went to the child.
+fn join(options: &mut Value, earlier: &Value) -> Result<(), QmpError> {
+    let (Value::Object(options), Value::Object(earlier)) = (options, earlier) else { return Ok(()) };
+    for (key, value) in earlier {
+        match options.get_mut(key) {
+            Some(Value::Object(_)) if value.is_string() => {
+                let what = "a child by its name and then by its options, for one node of blockdev-reopen";
+                return Err(format!("not modelled: {what}").into());
+            }
+            Some(own) => join(own, value)?,
+            None if value.get("driver").is_some() => {}
+            None => drop(options.insert(key.clone(), value.clone())),
+        }
+    }
+    Ok(())
 }
