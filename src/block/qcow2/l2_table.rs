@@ -1,8 +1,8 @@
 //! An L2 table, or a slice of one, in memory: 64-bit entries in host order.
 //!
 //! Tables of large disks hold few different entries (nothing, zeros, here and there a cluster of data), so a new table is a
-//! short list of runs of equal entries, and becomes a plain array once that would be shorter. Which of the two it is must
-//! never be seen from outside.
+//! short list of runs of equal entries, and becomes a plain array when there are many. Which of the two it is must never be
+//! seen from outside.
 
 use super::layout::{ENTRY_BYTES, L2E_OFFSET_MASK};
 use super::table::{SharedEntries, Table, entries_of, entry_bytes, prefix_content};
@@ -10,7 +10,7 @@ use crate::store::Content;
 
 /// With more runs than this the entries are kept one by one.
 const MAX_RUNS: usize = 16;
-/// Runs of so many zeros are written as such, shorter ones as bytes.
+/// Runs of so many zeros are written as such, shorter ones as bytes unless they are the last.
 const WORTH_A_HOLE: usize = 16;
 /// Runs of at least one part of so many of a table are written as bytes that all tables share.
 const WORTH_SHARING: usize = 4;
@@ -128,10 +128,10 @@ impl L2Table {
             }
             Entries::Runs(runs) => {
                 let stop = first.saturating_add(limit);
-                let begins_there = |run: &Run| run.end > first && !same(run.entry);
+                let stops_it = |run: &Run| run.end > first && !same(run.entry);
                 let mut before = first;
                 for run in and_rest(runs, self.rest) {
-                    if before >= stop || begins_there(&run) {
+                    if before >= stop || stops_it(&run) {
                         break;
                     }
                     before = before.max(run.end);
@@ -244,7 +244,7 @@ impl Table for L2Table {
             let (offset, len) = (offset + at as u64 * ENTRY_BYTES, count as u64 * ENTRY_BYTES);
             at += count;
             let better = match run.entry {
-                0 if count >= WORTH_A_HOLE => Content::zeros(len),
+                0 if count >= WORTH_A_HOLE || at == all => Content::zeros(len),
                 entry if entry != 0 && count >= all / WORTH_SHARING => shared.repeat(entry, offset, len, bytes),
                 entry => {
                     plain.extend_from_slice(&entry.to_be_bytes().repeat(count));
