@@ -195,7 +195,9 @@ impl L2Table {
             Entries::Runs(_) => self.count_while(first, end - first, |entry| entry & bits == bits) < end - first,
         };
         let is_last = end == all && matches!(self.entries, Entries::Runs(_));
-        self.change(first, if is_last { usize::MAX } else { end }, |entry| entry | bits);
+        if changed {
+            self.change(first, if is_last { usize::MAX } else { end }, |entry| entry | bits);
+        }
         changed
     }
 

@@ -19,14 +19,15 @@ impl Machine {
         let mut queue = Vec::new();
         let mut joined: Vec<Value> = Vec::new();
         for (item, place) in args.list("options")? {
-            self.parse_node(&Args::element(item, &place)?)?;
+            let mut options = self.parse_node(&Args::element(item, &place)?)?;
             let mut item = item.clone();
             // Who names a node again adds to what was said of it before.
             let earlier = joined.iter().rev().find(|earlier| earlier.get("node-name") == item.get("node-name"));
             if let Some(earlier) = earlier {
                 join(&mut item, earlier)?;
+                options = self.parse_node(&Args::element(&item, &place)?)?;
             }
-            queue.push(self.parse_node(&Args::element(&item, &place)?)?);
+            queue.push(options);
             joined.push(item);
         }
         args.finish()?;
