@@ -119,10 +119,8 @@ fn multiplier_of(suffix: char) -> Option<u64> {
 /// Reads the whole of `text` as C's `strtol` with base 0 does: decimal, octal after `0`, hexadecimal after `0x`.
 pub fn strtol(text: &str) -> Option<i64> {
     let text = text.trim_start_matches([' ', '\t', '\n', '\u{b}', '\u{c}', '\r']);
-    let (sign, digits) = match text.strip_prefix(['+', '-']) {
-        Some(digits) => (&text[..1], digits),
-        None => ("", text),
-    };
+    let negative = text.starts_with('-');
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let (digits, radix) = match split_hex(digits) {
         Some((hex, "")) => (hex, 16),
         _ if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
@@ -132,7 +130,8 @@ pub fn strtol(text: &str) -> Option<i64> {
     if digits.starts_with(['+', '-']) {
         return None;
     }
-    i64::from_str_radix(&format!("{sign}{digits}"), radix).ok()
+    let value = u64::from_str_radix(digits, radix).ok()?;
+    if negative { 0i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use backsim::explore::search::{Tally, search};
+use backsim::explore::search::{Seeded, Tally, search};
 use backsim::explore::{Invariant, Kind, Plan, Setup};
 use backsim::quirks::{Compat, DEFECTS};
 use backsim::scenario::{self, Case};
@@ -63,6 +63,35 @@ fn the_sound_model_survives_the_same_searches() {
 
 /// A zero write to the target of a fleecing backup waits for who reads there, as a write of data does: the model once
 /// had that wrong.
+#[test]
+fn runs_side_by_side_are_the_same_as_one_by_one() {
+    for (file, name) in [
+        ("small", "explore-small"),
+        ("sixty-four", "explore-sixty-four"),
+        ("persistent", "new and old bitmaps, clusters of 4096"),
+    ] {
+        let setup = Setup::new(case(file, name), Vec::new());
+        let plan = Plan::new(Kind::Random, 5, 30);
+        let seeded = Seeded::new(&setup, &plan);
+        let together = seeded.stretch(0..30, |_| true);
+        let mut alone = Tally::default();
+        for index in 0..30 {
+            let one = seeded.stretch(index..index + 1, |_| true);
+            assert_eq!((one.runs, one.next, one.complete), (1, index + 1, true), "{file}");
+            alone.append(one);
+        }
+        assert_eq!((together.runs, together.next), (30, 30), "{file}");
+        assert_eq!((together.states, together.coverage), (alone.states, alone.coverage), "{file}");
+        // Whoever says stop is heard before the next run, not after the next eight.
+        let mut left = 11;
+        let stopped = seeded.stretch(0..30, |_| {
+            left -= 1;
+            left > 0
+        });
+        assert_eq!((stopped.runs, stopped.next, stopped.complete), (10, 10, false), "{file}");
+    }
+}
+
 #[test]
 fn readers_of_an_empty_disk_get_no_new_data() {
     let tally = explore("fleecing-sparse", "explore-fleecing-sparse", Vec::new(), Kind::Auto, 300);

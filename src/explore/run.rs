@@ -15,7 +15,7 @@ use crate::quirks::Compat;
 use crate::scenario::Case;
 use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
-use crate::scenario::simulate::{SimOptions, SimRun, simulate};
+use crate::scenario::simulate::{SimOptions, SimRun, Simulation};
 use crate::scenario::values::Word;
 use crate::sim::trace::Stamped;
 use crate::sim::{Choices, Recorded, Strategy, access};
@@ -130,48 +130,107 @@ pub fn run_in_detail(setup: &Setup, strategy: Box<dyn Strategy>, listener: Optio
 }
 
 fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> RunReport {
-    keep_panics();
-    let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros, setup.own_images)));
-    let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
-    let images: Rc<RefCell<Vec<(String, Verdict)>>> = Rc::default();
-    let mut options = options(setup, strategy, &watch, &left, listener);
-    let slot = images.clone();
-    options.inspect_files = Some(Box::new(move |host| *slot.borrow_mut() = judge_files(host)));
-    if options.choices.observes() {
-        access::begin();
+    let mut trial = Trial::begin(setup, strategy, listener);
+    while trial.step() {}
+    trial.judge()
+}
+
+/// A run that is taken step by step and judged at its end.
+pub struct Trial<'a> {
+    setup: &'a Setup,
+    watch: Rc<RefCell<Watch>>,
+    left: Rc<RefCell<Option<FinalState>>>,
+    images: Rc<RefCell<Vec<(String, Verdict)>>>,
+    state: TrialState,
+}
+
+enum TrialState {
+    Running(Box<Simulation>),
+    Crashed(String),
+    Refused(String),
+}
+
+impl<'a> Trial<'a> {
+    /// Puts everything together; nothing has run yet.
+    pub fn begin(setup: &'a Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> Trial<'a> {
+        keep_panics();
+        let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros, setup.own_images)));
+        let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
+        let images: Rc<RefCell<Vec<(String, Verdict)>>> = Rc::default();
+        let mut options = options(setup, strategy, &watch, &left, listener);
+        let slot = images.clone();
+        options.inspect_files = Some(Box::new(move |host| *slot.borrow_mut() = judge_files(host)));
+        if options.choices.observes() {
+            access::begin();
+        }
+        let begun = guarded(|| Simulation::begin(&setup.case, options));
+        let state = match begun {
+            Err(said) => TrialState::Crashed(said),
+            Ok(Err(reason)) => TrialState::Refused(reason),
+            Ok(Ok(simulation)) => TrialState::Running(Box::new(simulation)),
+        };
+        Trial { setup, watch, left, images, state }
     }
+
+    /// Executes one event of the loop; false when the run has come to its end.
+    pub fn step(&mut self) -> bool {
+        let TrialState::Running(simulation) = &mut self.state else { return false };
+        match guarded(|| simulation.step()) {
+            Ok(going_on) => going_on,
+            Err(said) => {
+                let crashed = std::mem::replace(&mut self.state, TrialState::Crashed(said));
+                // Nobody can tell what may be left of it.
+                let _ = guarded(move || drop(crashed));
+                false
+            }
+        }
+    }
+
+    /// The verdict on a run that has come to its end.
+    pub fn judge(self) -> RunReport {
+        let Trial { setup, watch, left, images, state } = self;
+        let outcome = match state {
+            TrialState::Running(simulation) => guarded(move || simulation.finish()).map(Ok),
+            TrialState::Crashed(said) => Err(said),
+            TrialState::Refused(reason) => Ok(Err(reason)),
+        };
+        access::end();
+        let (mut report, mut ending) = (RunReport::default(), Vec::new());
+        match outcome {
+            Err(said) => {
+                let text = format!("the machine crashed: {said}");
+                ending.push(Violation::new(Breach::Crash, "the machine", text));
+            }
+            Ok(Err(reason)) => ending.push(Violation::new(Breach::Unexpected, "the scenario", reason)),
+            Ok(Ok(run)) => {
+                judge_ending(setup, &run, &mut ending);
+                report.choices = run.choices;
+                report.steps = run.steps;
+                report.transcript = run.outcome.transcript.text().to_owned();
+            }
+        }
+        let state = left.take();
+        let mut watch = watch.borrow_mut();
+        let is_stuck = ending.iter().any(|violation| violation.invariant == Invariant::Progress);
+        report.violations = watch.finish(state.as_ref().filter(|_| !is_stuck));
+        judge_images(images.take(), &watch, &mut report.violations);
+        // What the scenario expects is often only what follows; that nothing goes on comes first.
+        let place = if is_stuck { 0 } else { report.violations.len() };
+        report.violations.splice(place..place, ending);
+        report.coverage = std::mem::take(&mut watch.coverage);
+        report.cells = std::mem::take(&mut watch.cells);
+        report.state = hash(state.as_ref(), &report.violations);
+        report.left = state;
+        report
+    }
+}
+
+/// Lets a run do something; an error is what it said when it panicked.
+fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     RUNNING.set(true);
-    let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&setup.case, options)));
+    let outcome = catch_unwind(AssertUnwindSafe(f));
     RUNNING.set(false);
-    access::end();
-    let (mut report, mut ending) = (RunReport::default(), Vec::new());
-    match outcome {
-        Err(_) => {
-            let said = PANIC.take().unwrap_or_default();
-            let text = format!("the machine crashed: {said}");
-            ending.push(Violation::new(Breach::Crash, "the machine", text));
-        }
-        Ok(Err(reason)) => ending.push(Violation::new(Breach::Unexpected, "the scenario", reason)),
-        Ok(Ok(run)) => {
-            judge_ending(setup, &run, &mut ending);
-            report.choices = run.choices;
-            report.steps = run.steps;
-            report.transcript = run.outcome.transcript.text().to_owned();
-        }
-    }
-    let state = left.take();
-    let mut watch = watch.borrow_mut();
-    let is_stuck = ending.iter().any(|violation| violation.invariant == Invariant::Progress);
-    report.violations = watch.finish(state.as_ref().filter(|_| !is_stuck));
-    judge_images(images.take(), &watch, &mut report.violations);
-    // What the scenario expects is often only what follows; that nothing goes on comes first.
-    let place = if is_stuck { 0 } else { report.violations.len() };
-    report.violations.splice(place..place, ending);
-    report.coverage = std::mem::take(&mut watch.coverage);
-    report.cells = std::mem::take(&mut watch.cells);
-    report.state = hash(state.as_ref(), &report.violations);
-    report.left = state;
-    report
+    outcome.map_err(|_| PANIC.take().unwrap_or_default())
 }
 
 fn options(

@@ -3,6 +3,7 @@
 //! Runs are numbered; run 0 is QEMU's own order and teaches the others what they need to know. The verdict on a
 //! run depends on its number, the seed and the scenario alone, never on the runs around it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::sim::{ChoicePoint, Strategy};
@@ -11,7 +12,7 @@ use crate::shard::Shard;
 
 use super::known::is_known;
 use super::model::Violation;
-use super::run::{RunReport, Setup, run, run_in_detail};
+use super::run::{RunReport, Setup, Trial, run, run_in_detail};
 use super::schedule::{Departure, Fit, Record, Replay, Scribe};
 use super::strategy::{Corpus, DelayBounded, Departures, Kind, Learned, Sparse};
 pub use super::tally::{Failure, Tally};
@@ -47,6 +48,10 @@ impl Plan {
         is_known(&self.known, violation)
     }
 }
+
+/// So many runs are made side by side, an event of each in turn. They do much the same at much the same time, so that
+/// code which a run passes only once or twice is at hand for the others; how many is measured, not reasoned.
+const ABREAST: usize = 8;
 
 /// QEMU's own order, counting as it goes.
 struct Student {
@@ -105,34 +110,63 @@ impl<'a> Seeded<'a> {
     /// Makes the plan's runs in `numbers` up to the first that fails; `go_on` is asked before each.
     pub fn stretch(&self, numbers: Range<u64>, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
         let mut tally = Tally { complete: true, next: numbers.start, ..Tally::default() };
-        for index in numbers.start..numbers.end.min(self.plan.end) {
-            if self.plan.takes(index) {
-                if !go_on(&tally) {
-                    tally.complete = false;
-                    return tally;
+        let end = numbers.end.min(self.plan.end);
+        let mut own = (numbers.start..end).filter(|index| self.plan.takes(*index));
+        let mut going_on = true;
+        while going_on {
+            let mut abreast = Vec::new();
+            while abreast.len() < ABREAST && going_on {
+                let Some(index) = own.next() else { break };
+                going_on = go_on(&tally);
+                if going_on {
+                    abreast.push((index, self.begin(index)));
                 }
-                if self.fails(index, &mut tally) {
+            }
+            if abreast.is_empty() {
+                break;
+            }
+            for (index, report) in self.reports(abreast) {
+                if tally.take_run(self.plan, index, &report) {
                     tally.failure = describe(self.setup, self.plan, index, self.strategy(index));
                     tally.complete = false;
                     return tally;
                 }
             }
-            tally.next = index + 1;
+        }
+        match going_on {
+            true => tally.next = end.max(numbers.start),
+            false => tally.complete = false,
         }
         tally
+    }
+
+    /// Begins run `index`, unless it has been made already.
+    fn begin(&self, index: u64) -> Option<Trial<'_>> {
+        (index > 0).then(|| Trial::begin(self.setup, self.strategy(index), None))
+    }
+
+    /// Makes runs side by side, an event of each in turn, and judges one after the other.
+    fn reports<'b>(
+        &'b self,
+        mut abreast: Vec<(u64, Option<Trial<'b>>)>,
+    ) -> impl Iterator<Item = (u64, Cow<'b, RunReport>)> {
+        let mut going_on = true;
+        while going_on {
+            going_on = false;
+            for trial in abreast.iter_mut().filter_map(|(_, trial)| trial.as_mut()) {
+                going_on |= trial.step();
+            }
+        }
+        abreast.into_iter().map(|(index, trial)| match trial {
+            Some(trial) => (index, Cow::Owned(trial.judge())),
+            None => (index, Cow::Borrowed(&self.own_order)),
+        })
     }
 
     fn strategy(&self, index: u64) -> Box<dyn Strategy> {
         match index {
             0 => Box::new(Sparse::new(Vec::new())),
             _ => self.plan.kind.strategy(self.plan.seed, index, &self.learned),
-        }
-    }
-
-    fn fails(&self, index: u64, tally: &mut Tally) -> bool {
-        match index {
-            0 => tally.take_run(self.plan, index, &self.own_order),
-            _ => tally.take_run(self.plan, index, &run(self.setup, self.strategy(index))),
         }
     }
 }

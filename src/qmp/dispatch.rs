@@ -91,7 +91,7 @@ const JOB_COMMANDS: &[&str] =
 
 impl Machine {
     /// Runs a command in the monitor's context.
-    pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> QmpResult {
+    pub(super) async fn dispatch(self: &Rc<Self>, command: &str, arguments: &Rc<Map<String, Value>>) -> QmpResult {
         self.tell_job_command(command, arguments, None);
         let result = self.dispatch_one(command, arguments).await;
         self.tell_job_command(command, arguments, Some(result.is_ok()));
@@ -114,12 +114,12 @@ impl Machine {
     }
 
     /// Tells the trace what bitmaps there are after a command that may have changed them.
-    fn tell_bitmaps(&self, command: &str, arguments: &Map<String, Value>, succeeded: bool) {
+    fn tell_bitmaps(&self, command: &str, arguments: &Rc<Map<String, Value>>, succeeded: bool) {
         let known = COMMANDS.iter().find(|name| **name == command);
         if let Some(command) = known.filter(|name| CHANGES_BITMAPS.contains(name)) {
             self.block.sim.emit(|| TraceEvent::Bitmaps {
                 command,
-                arguments: Rc::new(arguments.clone()),
+                arguments: arguments.clone(),
                 succeeded,
                 list: self.block.dump_bitmaps(),
             });

@@ -115,7 +115,7 @@ impl Machine {
 
     /// A client's command: handed to the monitor, its reply awaited. The reply is as on the wire.
     pub async fn execute(self: &Rc<Self>, command: &str, arguments: &Map<String, Value>) -> Value {
-        let (machine, command, arguments) = (self.clone(), command.to_owned(), arguments.clone());
+        let (machine, command, arguments) = (self.clone(), command.to_owned(), Rc::new(arguments.clone()));
         let handler = Box::pin(async move { machine.dispatch(&command, &arguments).await });
         match self.in_monitor(handler).await {
             Some(Ok(value)) => Value::Object(Map::from_iter([("return".to_owned(), value)])),

@@ -14,7 +14,7 @@ use crate::img::{ImgEnv, NewImage};
 use crate::qmp::{Machine, MachineConfig};
 use crate::quirks::{Compat, Quirks};
 use crate::sim::shared::{Cell, RefCell};
-use crate::sim::{Choices, Countdown, Recorded, Sim, Stuck, TraceEvent};
+use crate::sim::{Choices, Countdown, Recorded, Running, Sim, Stuck, TraceEvent};
 use crate::store::Host;
 
 use super::ast::{FaultSpec, ImageFormat, Workload};
@@ -89,65 +89,101 @@ pub struct SimRun {
 
 /// Runs a case on the simulated QEMU. An error means that the storage directory can't be used.
 pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
-    let compat = options.compat.unwrap_or(case.settings.compat.0);
-    let seed = options.seed.unwrap_or(case.settings.seed);
-    let names = case.settings.defects.iter().map(|name| name.0).chain(options.defects.iter().map(String::as_str));
-    let quirks = Quirks::with_defects(compat, names)?;
-    let host = match &options.directory {
-        None => Host::memory(),
-        Some(directory) => Host::in_dir(directory.clone()),
-    };
-    let sim = Sim::new(options.choices);
-    if let Some(limit) = options.step_limit {
-        sim.set_step_limit(limit);
-    }
-    if let Some(observe) = options.observe {
-        observe(&sim);
-    }
-    let (host, locks): (Rc<Host>, Rc<FileLocks>) = (Rc::new(host), Rc::default());
-    let backend = SimBackend(Rc::new(Shared {
-        img: ImgEnv::new(sim.clone(), quirks, host.clone(), locks.clone(), seed),
-        sim: sim.clone(),
-        host,
-        locks,
-        quirks,
-        seed,
-        timing: case.settings.timing.clone(),
-        machine: RefCell::default(),
-        dead: RefCell::default(),
-        processes: Cell::new(0),
-        stderr: RefCell::default(),
-        concurrent: Cell::new(0),
-    }));
-    let recorder = Recorder::default();
-    let (driven, case_of_run, recorded) = (backend.clone(), case.clone(), recorder.clone());
-    let ended = sim.run("scenario", async move { run_recorded(&driven, &case_of_run, &recorded).await });
-    let is_stuck = ended.is_err();
-    let outcome = ended.unwrap_or_else(|stuck| stuck_outcome(case, &recorder, &stuck));
-    let choices = sim.with_choices(std::mem::take).into_recorded();
-    let left = backend.0.machine.borrow().clone().filter(|_| !is_stuck);
-    if let (Some(inspect), Some(machine)) = (options.inspect, left) {
-        // Whatever still happens has no say in how the run ended.
-        let _ = sim.run("inspection", inspect(machine));
-    }
-    backend.drop_machine();
-    if let Some(inspect) = options.inspect_files {
-        inspect(&backend.0.host);
-    }
-    let run = SimRun { outcome, choices, time: sim.now(), steps: sim.steps(), stderr: backend.0.stderr.take() };
-    sim.drop_everything();
-    Ok(run)
+    let mut simulation = Simulation::begin(case, options)?;
+    while simulation.step() {}
+    Ok(simulation.finish())
 }
 
-fn stuck_outcome(case: &Case, recorder: &Recorder, stuck: &Stuck) -> CaseOutcome {
+/// A run of a case that is taken step by step.
+pub struct Simulation {
+    sim: Sim,
+    backend: SimBackend,
+    recorder: Recorder,
+    /// The line of the case.
+    line: u32,
+    run: Running<CaseOutcome>,
+    ended: Option<Result<CaseOutcome, Stuck>>,
+    inspect: Option<Inspect>,
+    inspect_files: Option<InspectFiles>,
+}
+
+impl Simulation {
+    /// Puts everything together; nothing has run yet. An error means that the storage directory can't be used.
+    pub fn begin(case: &Case, options: SimOptions) -> Result<Simulation, String> {
+        let compat = options.compat.unwrap_or(case.settings.compat.0);
+        let seed = options.seed.unwrap_or(case.settings.seed);
+        let names = case.settings.defects.iter().map(|name| name.0).chain(options.defects.iter().map(String::as_str));
+        let quirks = Quirks::with_defects(compat, names)?;
+        let host = match &options.directory {
+            None => Host::memory(),
+            Some(directory) => Host::in_dir(directory.clone()),
+        };
+        let sim = Sim::new(options.choices);
+        if let Some(limit) = options.step_limit {
+            sim.set_step_limit(limit);
+        }
+        if let Some(observe) = options.observe {
+            observe(&sim);
+        }
+        let (host, locks): (Rc<Host>, Rc<FileLocks>) = (Rc::new(host), Rc::default());
+        let backend = SimBackend(Rc::new(Shared {
+            img: ImgEnv::new(sim.clone(), quirks, host.clone(), locks.clone(), seed),
+            sim: sim.clone(),
+            host,
+            locks,
+            quirks,
+            seed,
+            timing: case.settings.timing.clone(),
+            machine: RefCell::default(),
+            dead: RefCell::default(),
+            processes: Cell::new(0),
+            stderr: RefCell::default(),
+            concurrent: Cell::new(0),
+        }));
+        let recorder = Recorder::default();
+        let (driven, case_of_run, recorded) = (backend.clone(), case.clone(), recorder.clone());
+        let run = sim.begin("scenario", async move { run_recorded(&driven, &case_of_run, &recorded).await });
+        let (inspect, inspect_files) = (options.inspect, options.inspect_files);
+        Ok(Simulation { sim, backend, recorder, line: case.line, run, ended: None, inspect, inspect_files })
+    }
+
+    /// Executes one event of the loop; false when the run has come to its end.
+    pub fn step(&mut self) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.run.step();
+        }
+        self.ended.is_none()
+    }
+
+    /// Looks at what is left, as the options ask for, and takes everything down. A run that had not come to its end
+    /// counts as one that goes on for ever.
+    pub fn finish(self) -> SimRun {
+        let Simulation { sim, backend, recorder, line, ended, inspect, inspect_files, .. } = self;
+        let ended = ended.unwrap_or_else(|| Err(Stuck::StepLimit(sim.steps(), sim.waiting())));
+        let is_stuck = ended.is_err();
+        let outcome = ended.unwrap_or_else(|stuck| stuck_outcome(line, &recorder, &stuck));
+        let choices = sim.with_choices(std::mem::take).into_recorded();
+        let left = backend.0.machine.borrow().clone().filter(|_| !is_stuck);
+        if let (Some(inspect), Some(machine)) = (inspect, left) {
+            // Whatever still happens has no say in how the run ended.
+            let _ = sim.run("inspection", inspect(machine));
+        }
+        backend.drop_machine();
+        if let Some(inspect) = inspect_files {
+            inspect(&backend.0.host);
+        }
+        let run = SimRun { outcome, choices, time: sim.now(), steps: sim.steps(), stderr: backend.0.stderr.take() };
+        sim.drop_everything();
+        run
+    }
+}
+
+fn stuck_outcome(line: u32, recorder: &Recorder, stuck: &Stuck) -> CaseOutcome {
     let kind = match stuck {
         Stuck::Deadlock(_) => RunErrorKind::Deadlock,
         Stuck::StepLimit(..) => RunErrorKind::Failed,
     };
-    CaseOutcome {
-        transcript: recorder.transcript(),
-        ending: Ending::Failed { line: case.line, kind, why: stuck.to_string() },
-    }
+    CaseOutcome { transcript: recorder.transcript(), ending: Ending::Failed { line, kind, why: stuck.to_string() } }
 }
 
 struct Shared {

@@ -488,23 +488,20 @@ impl Sim {
 
     /// Runs `root` as an actor to its end and returns its value.
     pub fn run<T: 'static>(&self, name: &str, root: impl Future<Output = T> + 'static) -> Result<T, Stuck> {
+        let mut run = self.begin(name, root);
+        loop {
+            if let Some(outcome) = run.step() {
+                return outcome;
+            }
+        }
+    }
+
+    /// Makes `root` an actor, for somebody who takes the steps of its run one by one.
+    pub fn begin<T: 'static>(&self, name: &str, root: impl Future<Output = T> + 'static) -> Running<T> {
         let slot: Rc<RefCell<Option<T>>> = Rc::default();
         let (result, root) = (slot.clone(), Box::pin(root));
         self.spawn_actor(name, async move { *result.borrow_mut() = Some(root.await) });
-        let outcome = loop {
-            if let Some(value) = slot.borrow_mut().take() {
-                break Ok(value);
-            }
-            match self.step() {
-                Ok(()) => {}
-                Err(Stop::Idle) => break Err(Stuck::Deadlock(self.waiting())),
-                Err(Stop::Limit) => break Err(Stuck::StepLimit(self.steps(), self.waiting())),
-            }
-        };
-        if outcome.is_err() {
-            self.drop_everything();
-        }
-        outcome
+        Running { sim: self.clone(), slot }
     }
 
     /// Drops all tasks, actors included; breaks the reference cycles between them and the kernel.
@@ -532,6 +529,25 @@ impl Sim {
     fn take_resumed(&self) -> bool {
         let me = self.current().map(|id| id.index as usize);
         me.is_some_and(|me| std::mem::take(&mut self.0.tasks.borrow_mut()[me].resumed))
+    }
+}
+
+/// A run that is taken step by step.
+pub struct Running<T> {
+    sim: Sim,
+    slot: Rc<RefCell<Option<T>>>,
+}
+
+impl<T> Running<T> {
+    /// Executes one event of the loop; at the end gives the root actor's value, or why it can have none.
+    pub fn step(&mut self) -> Option<Result<T, Stuck>> {
+        let stuck = match self.sim.step() {
+            Ok(()) => return self.slot.borrow_mut().take().map(Ok),
+            Err(Stop::Idle) => Stuck::Deadlock(self.sim.waiting()),
+            Err(Stop::Limit) => Stuck::StepLimit(self.sim.steps(), self.sim.waiting()),
+        };
+        self.sim.drop_everything();
+        Some(Err(stuck))
     }
 }
 

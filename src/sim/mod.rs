@@ -20,7 +20,7 @@ mod tests;
 pub mod trace;
 
 pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
-pub use executor::{LocalFuture, Sim, Stuck, TaskId, TaskKind};
+pub use executor::{LocalFuture, Running, Sim, Stuck, TaskId, TaskKind};
 pub use poll::{PollUntil, Sleeper};
 pub use sync::{CoMutex, CoMutexGuard, Countdown, WaitQueue};
 pub use trace::{BackupCreated, BitmapDump, Runs, Trace, TraceEvent};

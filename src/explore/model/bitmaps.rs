@@ -377,12 +377,69 @@ pub fn first_of_wrong_length(list: &[BitmapDump], disk: &str, size: u64) -> Opti
 
 /// The first bit that is clear though some byte of it is in `must`, as byte offset.
 pub fn first_missing(dump: &BitmapDump, must: &Ranges<bool>, length: u64) -> Option<u64> {
-    let set = Ranges::of(&dump.dirty);
-    granules(dump, length).find(|(start, end)| must.any(*start, *end, true) && !set.at(*start)).map(|(start, _)| start)
+    let (set, size) = (Ranges::of(&dump.dirty), dump.granularity);
+    must.within(0, length).filter(|run| run.value).find_map(|run| {
+        let clear = set.within(run.start - run.start % size, run.end).filter(|run| !run.value);
+        // A bit that is set to the end of the disk is one, though the disk may end within it.
+        let mut bits = clear.map(|run| (run.start.next_multiple_of(size), run.end));
+        bits.find(|(bit, end)| bit < end).map(|(bit, _)| bit)
+    })
 }
 
 /// The first bit that is set though no byte of it is in `may`, as byte offset.
 pub fn first_surplus(dump: &BitmapDump, may: &Ranges<bool>, length: u64) -> Option<u64> {
-    let set = Ranges::of(&dump.dirty);
-    granules(dump, length).find(|(start, end)| set.at(*start) && !may.any(*start, *end, true)).map(|(start, _)| start)
+    let (set, size) = (Ranges::of(&dump.dirty), dump.granularity);
+    set.within(0, length).filter(|run| run.value).find_map(|run| {
+        let mut bits = (run.start.div_ceil(size)..run.end.div_ceil(size)).map(|index| index * size);
+        bits.find(|bit| !may.any(*bit, (bit + size).min(length), true))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::rng::{Rng, Stream};
+
+    /// The same, bit by bit.
+    fn plain(dump: &BitmapDump, ranges: &Ranges<bool>, length: u64, is_set: bool) -> Option<u64> {
+        let set = Ranges::of(&dump.dirty);
+        let wrong = |(start, end): &(u64, u64)| set.at(*start) == is_set && ranges.any(*start, *end, true) != is_set;
+        granules(dump, length).find(wrong).map(|(start, _)| start)
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_too_much_is_found_as_bit_by_bit() {
+        let mut rng = Rng::new(7, Stream::Workload);
+        let mut found = [0; 2];
+        for _ in 0..2000 {
+            let length = 1 + rng.below(200);
+            let granularity = 1 << rng.below(5);
+            let bits = length.div_ceil(granularity);
+            let mut set = Ranges::all(false);
+            for _ in 0..rng.below(4) {
+                let from = rng.below(bits);
+                let to = from + 1 + rng.below(bits - from);
+                set.set(from * granularity, (to * granularity).min(length) - from * granularity, true);
+            }
+            let dirty =
+                set.within(0, length).filter(|run| run.value).map(|run| (run.start, run.end - run.start)).collect();
+            let (node, name) = (Rc::from("disk"), Rc::from("bitmap"));
+            let (recording, busy, inconsistent, persistent) = (true, false, false, false);
+            let dump =
+                BitmapDump { node, name, granularity, recording, busy, inconsistent, persistent, size: length, dirty };
+            // Now and then all that is set, so that nothing is missing.
+            let mut ranges = if rng.below(2) == 0 { set } else { Ranges::all(false) };
+            for _ in 0..rng.below(4) {
+                let offset = rng.below(length);
+                ranges.set(offset, 1 + rng.below(length - offset), rng.below(2) == 0);
+            }
+            let missing = first_missing(&dump, &ranges, length);
+            let surplus = first_surplus(&dump, &ranges, length);
+            assert_eq!(missing, plain(&dump, &ranges, length, false));
+            assert_eq!(surplus, plain(&dump, &ranges, length, true));
+            found[0] += u32::from(missing.is_some());
+            found[1] += u32::from(surplus.is_some());
+        }
+        assert!(found.iter().all(|found| (200..1800).contains(found)), "{found:?}");
+    }
 }

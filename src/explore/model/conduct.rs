@@ -56,7 +56,7 @@ pub struct Conduct {
     /// fails in it is then tried again.
     begun: u32,
     /// Its requests under way whose failure counts: those of the call after.
-    counting: BTreeSet<u64>,
+    counting: Vec<u64>,
     /// One of those has failed since.
     must_tell: bool,
     /// It went on though its user had paused it: only right when it is cancelled, or the machine ends.
@@ -89,7 +89,7 @@ impl Conduct {
             may_go: false,
             failures: BTreeSet::new(),
             begun: DECIDED,
-            counting: BTreeSet::new(),
+            counting: Vec::new(),
             must_tell: false,
             went_on: false,
             state: "created",
@@ -175,7 +175,7 @@ impl Conduct {
         self.largest = self.largest.max(request.bytes);
         self.begun = self.begun.saturating_add(u32::from(request.begins_copy));
         if self.begun > DECIDED {
-            self.counting.insert(request.id);
+            self.counting.push(request.id);
         }
         let created = self.created.clone();
         if self.under_way > created.workers {
@@ -204,10 +204,13 @@ impl Conduct {
     /// No window of time has room for more than its share, an overdrawn slice at either end, and what was decided
     /// upon at these.
     fn judge_speed(&mut self, now: Nanos, found: &mut Vec<Violation>) {
+        if self.speed == 0 {
+            return;
+        }
         let (start, bytes) = self.since;
         let share = |time: u128| u128::from(self.speed) * time / 1_000_000_000;
         let most = share(u128::from(now - start)) + 2 * share(SLICE) + 4 * u128::from(self.largest);
-        if self.speed > 0 && u128::from(bytes) > most {
+        if u128::from(bytes) > most {
             let text = format!("copies {bytes} bytes in {} ms, its speed is {}", (now - start) / 1_000_000, self.speed);
             found.push(self.violation(Breach::LimitBroken, &text));
             self.since = (now, 0);
@@ -217,7 +220,8 @@ impl Conduct {
     /// One of its own requests has ended, and failed or not.
     pub fn ends(&mut self, id: u64, reads: bool, error: i32) {
         self.under_way = self.under_way.saturating_sub(1);
-        let counts = self.counting.remove(&id);
+        let place = self.counting.iter().position(|other| *other == id);
+        let counts = place.map(|place| self.counting.swap_remove(place)).is_some();
         if error == 0 {
             return;
         }
@@ -232,8 +236,8 @@ impl Conduct {
     }
 
     /// Judges what it has told of its failures; `events` are all of the machine's, `ended` is how it ended.
-    pub fn judge_told(&self, events: &[(&'static str, Value)], ended: Option<bool>, found: &mut Vec<Violation>) {
-        let is_own = |(name, data): &&(&str, Value)| {
+    pub fn judge_told(&self, events: &[(&'static str, Rc<Value>)], ended: Option<bool>, found: &mut Vec<Violation>) {
+        let is_own = |(name, data): &&(&str, Rc<Value>)| {
             *name == "BLOCK_JOB_ERROR" && data["device"].as_str() == Some(&self.created.job)
         };
         let mut told = events.iter().filter(is_own).peekable();
@@ -398,7 +402,8 @@ mod tests {
         job.begins(OwnRequest { id: 1, begins_copy: false, bytes: CLUSTER }, 0, &mut found);
         job.ends(1, false, 5);
         let told = |operation: &str| {
-            [("BLOCK_JOB_ERROR", serde_json::json!({"device": "job0", "operation": operation, "action": "report"}))]
+            let data = serde_json::json!({"device": "job0", "operation": operation, "action": "report"});
+            [("BLOCK_JOB_ERROR", Rc::new(data))]
         };
         job.judge_told(&told("write"), Some(true), &mut found);
         assert!(found.is_empty(), "{found:?}");

@@ -3,6 +3,7 @@
 //! Order and content are judged from the events alone; a job's options are known from its creation.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ impl Seen {
 
 /// Judges all events of a machine's life; `jobs` are its backups, `errors` the numbers of those that devices gave.
 pub fn judge_events(
-    events: &[(&'static str, Value)],
+    events: &[(&'static str, Rc<Value>)],
     jobs: &[BackupRecord],
     errors: &BTreeSet<i32>,
     found: &mut Vec<Violation>,

@@ -25,7 +25,7 @@ pub struct FinalState {
     /// Jobs that are still listed, and their states.
     pub jobs: Vec<(Rc<str>, &'static str)>,
     /// All events of the machine's life: name and data.
-    pub events: Vec<(&'static str, Value)>,
+    pub events: Vec<(&'static str, Rc<Value>)>,
     /// Filters that no user has added.
     pub stray_filters: Vec<Rc<str>>,
     /// Nodes with anonymous bitmaps, though no filter is left that could own them.
@@ -48,7 +48,7 @@ impl FinalState {
         let block = &machine.block;
         let mut state = FinalState { bitmaps: block.dump_bitmaps(), ..FinalState::default() };
         state.jobs = machine.jobs.all().iter().map(|job| (job.id.clone(), job.status().name())).collect();
-        state.events = machine.events().iter().map(|event| (event.name, (*event.data).clone())).collect();
+        state.events = machine.events().iter().map(|event| (event.name, event.data.clone())).collect();
         for node in block.live_nodes() {
             let name = node.name.clone();
             if let Some(below) = block.backing_chain_next(node.id) {

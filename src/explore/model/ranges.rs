@@ -49,8 +49,10 @@ impl<T: Copy + Eq> Ranges<T> {
         let behind = self.at(end);
         let from = self.runs.partition_point(|(start, _)| *start < offset);
         let to = self.runs.partition_point(|(start, _)| *start <= end);
-        self.runs.splice(from..to, [(offset, value), (end, behind)]);
-        self.runs.dedup_by(|next, kept| next.1 == kept.1);
+        // A run goes on where the one before has the same value.
+        let begins = (from == 0 || self.runs[from - 1].1 != value).then_some((offset, value));
+        let goes_on = (behind != value).then_some((end, behind));
+        self.runs.splice(from..to, begins.into_iter().chain(goes_on));
     }
 
     /// The runs within `offset..end`, clipped.

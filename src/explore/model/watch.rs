@@ -2,7 +2,7 @@
 //!
 //! It only listens. Judgement that needs content waits for [`Watch::finish`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::sim::trace::Stamped;
@@ -21,6 +21,7 @@ use super::violation::{Breach, Violation};
 
 /// A request to some node under way.
 struct Request {
+    id: u64,
     node: Rc<str>,
     operation: &'static str,
     offset: u64,
@@ -60,7 +61,8 @@ pub struct Watch {
     pub(super) bitmaps: Bitmaps,
     pub(super) jobs: Vec<BackupRecord>,
     snapshots: Snapshots,
-    requests: BTreeMap<u64, Request>,
+    /// In the order in which they began.
+    requests: Vec<Request>,
     /// Error numbers that devices gave.
     pub(super) device_errors: BTreeSet<i32>,
     /// Guests' requests that failed: disk, operation, offset, errno.
@@ -117,7 +119,7 @@ impl Watch {
             bitmaps: Bitmaps::default(),
             jobs: Vec::new(),
             snapshots: Snapshots::default(),
-            requests: BTreeMap::new(),
+            requests: Vec::new(),
             device_errors: BTreeSet::new(),
             guest_errors: Vec::new(),
             found: Vec::new(),
@@ -154,8 +156,9 @@ impl Watch {
                 let (offset, bytes, failed_reads) = (*offset, *bytes, self.failed_reads);
                 let begun = self.snapshots.moment();
                 let (device, since) = (*device, stamped.time);
-                let request = Request { node, offset, bytes, operation, owner, device, failed_reads, begun, since };
-                self.request_begins(*id, request, stamped.time);
+                let request =
+                    Request { id: *id, node, offset, bytes, operation, owner, device, failed_reads, begun, since };
+                self.request_begins(request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
             TraceEvent::SnapshotOpened { filter, source, whole } => {
@@ -241,7 +244,7 @@ impl Watch {
     /// A reader of a snapshot is refused only what some reader has given up, unless the snapshot is broken.
     fn judge_refusal(&mut self, disk: &Rc<str>, operation: &str, (start, end): (u64, u64), error: i32) {
         let is_snapshot = self.opened_snapshot && self.all_whole && !self.disks.is_written(disk);
-        let is_late = self.took_long || self.requests.values().any(|request| self.takes_long(request));
+        let is_late = self.took_long || self.requests.iter().any(|request| self.takes_long(request));
         let may_be_broken = is_late || self.device_errors.iter().any(|error| *error != NO_ACCESS);
         if (operation, error) != ("read", NO_ACCESS) || !is_snapshot || may_be_broken {
             return;
@@ -252,7 +255,8 @@ impl Watch {
         }
     }
 
-    fn request_begins(&mut self, id: u64, request: Request, now: Nanos) {
+    fn request_begins(&mut self, request: Request, now: Nanos) {
+        let id = request.id;
         self.closed = false;
         if request.changes() {
             self.bitmaps.attempt(&request.node, request.offset, request.bytes);
@@ -294,14 +298,14 @@ impl Watch {
         } else if request.operation == "discard" && !self.disks.is_written(&request.node) {
             let meets = |other: &Request| other.operation == "read" && other.node == request.node;
             let overlaps = |other: &Request| other.offset < range.1 && range.0 < other.offset + other.bytes;
-            let open = self.requests.iter().filter(|(_, other)| meets(other) && overlaps(other));
-            self.given_up.discard(id, &request.node, range, open.map(|(id, _)| *id).collect());
+            let open = self.requests.iter().filter(|other| meets(other) && overlaps(other));
+            self.given_up.discard(id, &request.node, range, open.map(|other| other.id).collect());
         }
         if request.operation != "flush" && self.drained.contains(&request.node) {
             let text = format!("a {} of node {} begins in a drained section of it", request.operation, request.node);
             self.found.push(Violation::new(Breach::NotDrained, &request.node, text));
         }
-        self.requests.insert(id, request);
+        self.requests.push(request);
     }
 
     /// Follows a failed write up to who has asked for it.
@@ -316,10 +320,10 @@ impl Watch {
         let above: Vec<u64> = self
             .requests
             .iter()
-            .filter(|(_, other)| other.writes() && other.owner == done.owner)
-            .map(|(id, _)| *id)
+            .filter(|other| other.writes() && other.owner == done.owner)
+            .map(|other| other.id)
             .collect();
-        let is_flushed = || self.requests.values().any(|one| one.operation == "flush" && one.owner == done.owner);
+        let is_flushed = || self.requests.iter().any(|one| one.operation == "flush" && one.owner == done.owner);
         let is_nobodys = above.is_empty() && !asked;
         self.failed_unnoticed |= done.writes() && is_nobodys && !is_flushed();
         self.may_leak |= !done.writes() || is_nobodys;
@@ -350,7 +354,7 @@ impl Watch {
             }
             return;
         }
-        let still = self.requests.values().find(|request| request.node == *node && request.operation != "flush");
+        let still = self.requests.iter().find(|request| request.node == *node && request.operation != "flush");
         if let Some(request) = still {
             let text = format!("node {node} counts as drained with a {} of it under way", request.operation);
             self.found.push(Violation::new(Breach::NotDrained, node, text));
@@ -374,7 +378,8 @@ impl Watch {
     }
 
     fn request_ends(&mut self, id: u64, error: i32) {
-        let Some(done) = self.requests.remove(&id) else { return };
+        let Some(place) = self.requests.iter().position(|request| request.id == id) else { return };
+        let done = self.requests.remove(place);
         self.given_up.ended(id);
         self.took_long |= self.takes_long(&done);
         self.failed_reads += u64::from(error != 0 && done.operation == "read");
@@ -425,7 +430,7 @@ impl Watch {
     /// The snapshot was read for the request of the same owner at the same place.
     fn snapshot_read(&mut self, filter: &Rc<str>, owner: &Option<Rc<str>>, offset: u64, content: &Runs) {
         let is_own = |one: &&Request| one.operation == "read" && one.owner == *owner && one.offset == offset;
-        let begun = self.requests.values().filter(is_own).map(|request| request.begun).min().unwrap_or(u64::MAX);
+        let begun = self.requests.iter().filter(is_own).map(|request| request.begun).min().unwrap_or(u64::MAX);
         let found = self.snapshots.judge(filter, begun, (offset, content), &self.given_up, &self.disks);
         self.found.extend(found);
     }
@@ -471,7 +476,7 @@ impl Watch {
         if let Some(dump) = bitmap {
             // Requests under way have not reached the bitmap yet, but will.
             let mut coming = Bounds::none();
-            for request in self.requests.values().filter(|one| one.changes() && one.node == job.created.source) {
+            for request in self.requests.iter().filter(|one| one.changes() && one.node == job.created.source) {
                 coming.may.set(request.offset, request.bytes, true);
             }
             let seen = self.disks.settled_image(&job.created.source);
@@ -488,7 +493,7 @@ impl Watch {
             && status != "created"
         {
             job.go_to(status, found);
-            let copying = self.requests.values().any(|one| job.copies_with(&one.node, &one.owner));
+            let copying = self.requests.iter().any(|one| job.copies_with(&one.node, &one.owner));
             if job.is_at_rest() && copying {
                 let text = format!("job {id} is {status} while it still copies");
                 found.push(Violation::new(Breach::CopiesAtRest, id, text));
@@ -554,7 +559,7 @@ impl Watch {
                 hash.add(run.start ^ run.end << 32);
             }
         }
-        hash.add(self.requests.values().filter(|request| request.changes()).count() as u64);
+        hash.add(self.requests.iter().filter(|request| request.changes()).count() as u64);
         self.coverage.insert(hash.0);
     }
 

@@ -5,6 +5,8 @@
 //! output, except an unknown command, a wrong number of arguments and what getopt says, which go to standard error.
 //! Nothing is done here.
 
+use smallvec::SmallVec;
+
 use crate::block::{Perm, Preallocation, REQUEST_MAX_BYTES};
 use crate::cutils::{StrtoszError, strtol, strtosz, strtosz_warns};
 use crate::quirks::Quirks;
@@ -116,11 +118,14 @@ pub struct ParseError {
 }
 
 /// A command line of which the command is known, and that it has a possible number of arguments.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct IoLine<'a> {
     spec: &'static Spec,
-    arguments: &'a str,
+    words: Words<'a>,
 }
+
+/// The words of a command line.
+type Words<'a> = SmallVec<[&'a str; 8]>;
 
 impl<'a> IoLine<'a> {
     /// Looks the command up; none for an empty line.
@@ -133,7 +138,8 @@ impl<'a> IoLine<'a> {
         let Some(spec) = known(quirks).find(|spec| spec.names.contains(&name)) else {
             return Err(err(format!("command \"{name}\" not found\n")));
         };
-        let count = words(arguments).count();
+        let words: Words<'a> = words(arguments).collect();
+        let count = words.len();
         if count < spec.min || spec.max.is_some_and(|max| count > max) {
             return Err(err(bad_count(name, count, spec)));
         }
@@ -141,7 +147,7 @@ impl<'a> IoLine<'a> {
             let names: Vec<&str> = known(quirks).filter(|spec| spec.modelled).map(|spec| spec.names[0]).collect();
             return Err(not_modelled(&format!("command '{name}' of qemu-io; there are {}", names.join(", "))));
         }
-        Ok(Some(IoLine { spec, arguments }))
+        Ok(Some(IoLine { spec, words }))
     }
 
     /// What the command must be allowed to do.
@@ -156,15 +162,15 @@ impl<'a> IoLine<'a> {
     /// Reads the arguments; what is warned about meanwhile is added to `warnings`.
     pub fn read(&self, quirks: &Quirks, warnings: &mut String) -> Result<IoCommand, ParseError> {
         let reader = Reader { quirks, spec: self.spec, warnings: RefCell::new(warnings) };
-        let words: Vec<&str> = words(self.arguments).collect();
+        let words = self.words.as_slice();
         match self.spec.names[0] {
-            "read" => reader.read(&words),
-            "readv" | "aio_read" => reader.read_vector(&words),
-            "write" => reader.write(&words),
-            "writev" | "aio_write" => reader.write_vector(&words),
-            "discard" => reader.discard(&words),
-            "truncate" => reader.truncate(&words),
-            _ => reader.plain(&words),
+            "read" => reader.read(words),
+            "readv" | "aio_read" => reader.read_vector(words),
+            "write" => reader.write(words),
+            "writev" | "aio_write" => reader.write_vector(words),
+            "discard" => reader.discard(words),
+            "truncate" => reader.truncate(words),
+            _ => reader.plain(words),
         }
     }
 }
@@ -233,12 +239,12 @@ impl Reader<'_> {
         &self,
         words: &[&'w str],
         mut option: impl FnMut(char, &'w str) -> Result<(), ParseError>,
-    ) -> Result<Vec<&'w str>, ParseError> {
-        let mut rest = Vec::new();
+    ) -> Result<Words<'w>, ParseError> {
+        let mut rest = Words::new();
         let mut iter = words.iter();
         while let Some(word) = iter.next() {
             if *word == "--" {
-                rest.extend(iter);
+                rest.extend(iter.copied());
                 break;
             }
             let Some(mut letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) else {
@@ -316,7 +322,7 @@ impl Reader<'_> {
         &self,
         words: &[&'w str],
         mut other: impl FnMut(char, &'w str) -> Result<(), ParseError>,
-    ) -> Result<(Transfer, Vec<&'w str>), ParseError> {
+    ) -> Result<(Transfer, Words<'w>), ParseError> {
         let mut transfer = Transfer { command: self.spec.names[0], ..Transfer::default() };
         let rest = self.options(words, |letter, value| {
             match letter {
