@@ -99,6 +99,9 @@ pub(super) struct Core {
     pub(super) tasks: RefCell<Vec<Task>>,
     free: RefCell<Vec<u32>>,
     current: Cell<Option<TaskId>>,
+    /// The coroutine that the loop has entered by itself and that has not yielded since: when it does, control is with
+    /// the loop again.
+    pub(super) from_loop: Cell<Option<TaskId>>,
     pub(super) now: Cell<Nanos>,
     pub(super) steps: Cell<u64>,
     pub(super) step_limit: Cell<u64>,
@@ -130,6 +133,7 @@ impl Sim {
             tasks: RefCell::default(),
             free: RefCell::default(),
             current: Cell::new(None),
+            from_loop: Cell::new(None),
             now: Cell::new(0),
             steps: Cell::new(0),
             step_limit: Cell::new(DEFAULT_STEP_LIMIT),
@@ -371,6 +375,9 @@ impl Sim {
         let caller = self.0.current.replace(Some(id));
         let result = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         self.0.current.set(caller);
+        if self.0.from_loop.get() == Some(id) {
+            self.0.from_loop.set(None);
+        }
         let mut tasks = self.0.tasks.borrow_mut();
         let task = &mut tasks[id.index as usize];
         let woken = std::mem::take(&mut task.wake_list);
@@ -384,6 +391,11 @@ impl Sim {
             }
         }
         woken
+    }
+
+    /// Whether the task is to run others when it yields.
+    pub(super) fn has_woken(&self, id: TaskId) -> bool {
+        !self.0.tasks.borrow()[id.index as usize].wake_list.is_empty()
     }
 
     /// Wakes a task (`aio_co_wake`): at once on top of the caller outside of coroutines, on the

@@ -115,16 +115,27 @@ impl EventLoop {
     }
 
     fn arrive_as(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint, event: u64) -> ArrivalKey {
-        self.sequence += 1;
-        let sequence = self.sequence;
+        let key = self.next_key(at, class);
+        self.sequence = key.sequence;
+        self.arrivals.insert(key, Arrival { what, footprint, event });
+        key
+    }
+
+    /// The key of the next arrival.
+    fn next_key(&self, at: Nanos, class: Class) -> ArrivalKey {
+        let sequence = self.sequence + 1;
         let (round, place) = match class {
             Class::Completion => (self.round, u64::MAX - sequence),
             Class::Durable => (self.round + FLUSH_ROUNDS, sequence),
             Class::Timer | Class::Actor | Class::Patience => (0, sequence),
         };
-        let key = ArrivalKey { at, class, round, place, sequence };
-        self.arrivals.insert(key, Arrival { what, footprint, event });
-        key
+        ArrivalKey { at, class, round, place, sequence }
+    }
+
+    /// Whether there is nothing for the loop to do but to wait.
+    fn has_only_arrivals(&self) -> bool {
+        let main = self.pending.is_empty() && self.slices.is_empty() && self.frames.is_empty();
+        main && self.monitor_pending.is_empty() && self.monitor_slice.is_empty()
     }
 
     /// Names what the event under way makes, by who makes it: the same in all runs that differ in the order of
@@ -275,8 +286,34 @@ impl Sim {
         let Some(me) = self.current() else { return };
         footprint.task = Some(me);
         let at = self.now().saturating_add(latency);
+        if self.comes_at_once(me, at, class) {
+            return;
+        }
         self.0.events.borrow_mut().arrive(at, class, Arrives::Wake(me), footprint);
         self.park("the device").await;
+    }
+
+    /// Spares a coroutine the way to the loop and back where the loop could do nothing but to come back with what is
+    /// asked for here: nothing else is pending, or not before it, and nobody but the loop waits for the coroutine to
+    /// yield. Whoever watches a run sees the loop do it.
+    fn comes_at_once(&self, me: TaskId, at: Nanos, class: Class) -> bool {
+        // The monitor's turn, then the arrival.
+        let steps = self.0.steps.get() + 2;
+        let goes_to_loop = self.0.from_loop.get() == Some(me) && !self.has_woken(me);
+        if !goes_to_loop || steps > self.0.step_limit.get() || self.is_watched() {
+            return false;
+        }
+        let mut events = self.0.events.borrow_mut();
+        let key = events.next_key(at, class);
+        if !events.has_only_arrivals() || events.arrivals.first().is_some_and(|first| first < key) {
+            return false;
+        }
+        events.sequence = key.sequence;
+        let event = events.next_identity();
+        self.0.steps.set(steps);
+        self.0.work.set(0);
+        self.begin_arrival(&mut events, key, event);
+        true
     }
 
     /// Runs `f` from the loop at time `at` (a timer's callback).
@@ -460,24 +497,29 @@ impl Sim {
     fn deliver(&self, key: ArrivalKey) {
         let arrival = self.0.events.borrow_mut().arrivals.remove(&key);
         let Some(arrival) = arrival else { return };
-        self.0.now.set(self.now().max(key.at));
         // The later of two times is the same in either order.
         access::touch(access::CLOCK, Mode::Add);
-        {
-            let mut events = self.0.events.borrow_mut();
-            events.looked = false;
-            if key.class == Class::Completion {
-                events.round = events.round.max(key.round + 1);
-                let round = events.round;
-                events.arrivals.promote(round);
-            }
-            events.begin_event(arrival.event);
-        }
+        self.begin_arrival(&mut self.0.events.borrow_mut(), key, arrival.event);
         match arrival.what {
-            Arrives::Wake(id) => self.enter(id),
+            Arrives::Wake(id) => {
+                self.0.from_loop.set(Some(id));
+                self.enter(id);
+                self.0.from_loop.set(None);
+            }
             Arrives::Actor(id) => self.enter(id),
             Arrives::Call(f) => f(),
         }
+    }
+
+    fn begin_arrival(&self, events: &mut EventLoop, key: ArrivalKey, event: u64) {
+        self.0.now.set(self.now().max(key.at));
+        events.looked = false;
+        if key.class == Class::Completion {
+            events.round = events.round.max(key.round + 1);
+            let round = events.round;
+            events.arrivals.promote(round);
+        }
+        events.begin_event(event);
     }
 
     /// Asks the strategy what comes next at a poll point.
