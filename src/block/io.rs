@@ -370,10 +370,11 @@ impl Block {
 
     /// An event on the node itself, which only a blkdebug node hears.
     pub(super) async fn own_event(self: &Rc<Self>, node: &Node, event: BlkdebugEvent) {
-        let driver = node.driver.borrow().clone();
-        if let Driver::Blkdebug(blkdebug) = driver {
-            blkdebug.event(self, &node.name, event).await;
-        }
+        let blkdebug = match &*node.driver.borrow() {
+            Driver::Blkdebug(blkdebug) => blkdebug.clone(),
+            _ => return,
+        };
+        blkdebug.event(self, &node.name, event).await;
     }
 
     /// A driver tells the node below that it has come to a certain place.

@@ -24,6 +24,7 @@ struct Tracked {
 /// The requests in flight on one node.
 #[derive(Default)]
 pub struct Tracker {
+    /// By number, as they begin.
     requests: RefCell<Vec<Tracked>>,
     serialising: Cell<u32>,
     next: Counter<u64>,
@@ -128,8 +129,7 @@ impl TrackedRequest<'_> {
 impl Drop for TrackedRequest<'_> {
     fn drop(&mut self) {
         let mut requests = self.tracker.requests.borrow_part_mut();
-        // Mostly one of the newest.
-        let Some(index) = requests.iter().rposition(|r| r.id == self.id) else { return };
+        let Ok(index) = requests.binary_search_by_key(&self.id, |request| request.id) else { return };
         let me = requests.remove(index);
         drop(requests);
         let alone = !me.serialising && me.waiters.is_none();

@@ -5,8 +5,9 @@
 //! a lookup walks from a start that depends on the offset, and a miss takes the entry that was
 //! released longest ago. Must only be used under the image's lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use super::place_index::PlaceIndex;
 use super::release_order::ReleaseOrder;
 use super::table::{SharedEntries, Table};
 use crate::sim::shared::{Cell, RefCell};
@@ -33,8 +34,8 @@ struct Entry<T> {
 #[derive(Clone)]
 struct State<T> {
     entries: Vec<Entry<T>>,
-    /// Offset to entry, for lookups that do not hit at once.
-    index: BTreeMap<u64, usize>,
+    /// For lookups that do not hit at once.
+    index: PlaceIndex,
     /// Entries that hold a table which was ever released.
     released: ReleaseOrder,
     /// Entries that differ from the file.
@@ -46,7 +47,7 @@ impl<T: Table> State<T> {
     fn empty(entries: usize) -> State<T> {
         State {
             entries: vec![Entry::default(); entries],
-            index: BTreeMap::new(),
+            index: PlaceIndex::new(entries),
             released: ReleaseOrder::new(entries),
             dirty: BTreeSet::new(),
             empty: entries,
@@ -105,7 +106,16 @@ impl<T: Table> Cache<T> {
     }
 
     fn start(&self, offset: u64, entries: usize) -> usize {
-        ((offset / self.entry_bytes.get()).wrapping_mul(4) % entries as u64) as usize
+        (self.number(offset).wrapping_mul(4) % entries as u64) as usize
+    }
+
+    /// Which table of the file is at `offset`.
+    fn number(&self, offset: u64) -> u64 {
+        offset / self.entry_bytes.get()
+    }
+
+    fn find(&self, state: &State<T>, offset: u64) -> Option<usize> {
+        state.index.find(self.number(offset), |index| state.entries[index].offset == offset)
     }
 
     /// Takes a reference on the table at `offset`, if it is cached.
@@ -122,7 +132,7 @@ impl<T: Table> Cache<T> {
             }
             index = if index + 1 == entries { 0 } else { index + 1 };
         }
-        let index = *state.index.get(&offset)?;
+        let index = self.find(&state, offset)?;
         state.entries[index].refs += 1;
         Some(TableRef { cache: self, index })
     }
@@ -148,7 +158,7 @@ impl<T: Table> Cache<T> {
         let mut state = self.state.borrow_mut();
         let offset = std::mem::take(&mut state.entries[index].offset);
         if offset != 0 {
-            state.index.remove(&offset);
+            state.index.remove(self.number(offset), index);
             state.empty += 1;
         }
         state.dirty.remove(&index);
@@ -160,7 +170,7 @@ impl<T: Table> Cache<T> {
     /// Puts a table into an empty entry and takes a reference on it.
     pub(super) fn fill(&self, index: usize, offset: u64, table: T) -> TableRef<'_, T> {
         let mut state = self.state.borrow_mut();
-        state.index.insert(offset, index);
+        state.index.insert(self.number(offset), index);
         state.empty -= 1;
         let entry = &mut state.entries[index];
         (entry.offset, entry.table) = (offset, table);
@@ -170,7 +180,7 @@ impl<T: Table> Cache<T> {
 
     /// Drops the table at `offset` unwritten, if it is cached (its cluster was freed).
     pub(super) fn discard(&self, offset: u64) {
-        let index = self.state.borrow().index.get(&offset).copied();
+        let index = self.find(&self.state.borrow(), offset);
         if let Some(index) = index {
             self.forget(index);
         }

@@ -43,6 +43,7 @@ mod link;
 mod open;
 mod options;
 mod overlap;
+mod place_index;
 mod pool;
 mod preallocate;
 mod preallocated;
