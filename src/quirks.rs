@@ -154,7 +154,8 @@ quirks! {
     rollback_by_name: false;
     /// 10.0: `grouped` is checked for all actions before the first is prepared.
     grouped_checked_first: true;
-    /// 10.0 has `min-cluster-size`, `discard-source`, `block-job-change`, `active`.
+    /// 10.0 has `min-cluster-size`, `discard-source`, `block-job-change`, `active`, and says which node could not be
+    /// flushed before a snapshot.
     since_9: true;
     /// 10.0: a machine that ends stops before it begins the drained section in which it cancels its jobs; 7.2 stops
     /// inside that section (`qemu_cleanup`).

@@ -98,7 +98,10 @@ impl Machine {
         if !node.is_read_only() {
             let (block, id) = (self.block.clone(), node.id);
             let flushed = self.block.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
-            flushed.map_err(|_| QmpError::from("An IO error has occurred"))?;
+            flushed.map_err(|error| match self.block.quirks.since_9 {
+                true => QmpError::from(format!("Write to node '{}' failed: {error}", node.name)),
+                false => QmpError::from("An IO error has occurred"),
+            })?;
         }
         let overlay = match args {
             SnapshotArgs::Existing { overlay, .. } => {
