@@ -62,6 +62,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         let work = Work { process, image: &image, source: source.as_ref(), name, granularity };
         done = work.actions(&parsed).await;
     }
+    let done = process.told(done);
     let stored = store(process, &image).await;
     if let Some(source) = source {
         process.close(source).await;

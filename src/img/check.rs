@@ -41,7 +41,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     let how = How { check: true, write: fix.any(), force_share: parsed.has("force-share"), ..How::default() };
     let image = process.open(filename, format, how).await?;
     let output = Printed { process, json, quiet: parsed.has("quiet") };
-    let ended = output.check(&image, fix).await;
+    let ended = process.told(output.check(&image, fix).await);
     process.close(image).await;
     ended
 }

@@ -73,15 +73,15 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         match opened {
             Ok(image) => images.push(image),
             Err(exit) => {
+                let ended = process.told(Err(Exit { status: 2, ..exit }));
                 close_all(process, images).await;
-                return Err(Exit { status: 2, ..exit });
+                return ended;
             }
         }
     }
     let sides: Vec<Side> = images.iter().map(Side::of).collect();
     let (block, strict) = (process.block.clone(), parsed.has("strict"));
     let (text, result) = process.co(async move { compare(&block, [&sides[0], &sides[1]], strict).await }).await;
-    close_all(process, images).await;
     let (text, status, error) = match result {
         Ok(()) => (text + "Images are identical.\n", 0, None),
         Err(Stop::Differ(line)) => (text + &line + "\n", 1, None),
@@ -90,10 +90,12 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     if !parsed.has("quiet") {
         process.print(&text);
     }
-    match error {
-        Some(message) => Err(Exit { message, status, ..Exit::default() }),
+    let ended = match error {
+        Some(message) => process.told(Err(Exit { message, status, ..Exit::default() })),
         None => Ok(status),
-    }
+    };
+    close_all(process, images).await;
+    ended
 }
 
 async fn close_all(process: &Process, images: Vec<Image>) {

@@ -59,6 +59,8 @@ const SPARSE_BYTES: u64 = 4096;
 const MAX_SPARSE_BYTES: u64 = 16 << 20;
 /// What it has to be a multiple of, bytes.
 const SECTOR_BYTES: u64 = 512;
+/// Workers that copy, unless `-m` says otherwise.
+const WORKERS: usize = 8;
 
 /// Runs the subcommand.
 pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String]) -> Outcome<i32> {
@@ -89,7 +91,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     format.map_or(Ok(()), check_format)?;
     let how = How { force_share: parsed.has("force-share"), ..How::default() };
     let image = process.open(source, format, how).await?;
-    let done = convert(process, &parsed, &image, target, sparse).await;
+    let done = process.told(convert(process, &parsed, &image, target, sparse).await);
     process.close(image).await;
     done?;
     Ok(0)
@@ -131,9 +133,12 @@ async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &st
     let done = if bitmaps && !stores_bitmaps(&new.node) {
         Err(failure(format!("Format driver '{format}' does not support bitmaps")))
     } else {
-        let plan = Plan { compress, sparse, bitmaps, backed: options.get("backing_file").is_some() };
+        let workers = parsed.get("parallel").and_then(|text| text.parse().ok()).unwrap_or(WORKERS);
+        let (backed, in_order) = (options.get("backing_file").is_some(), !parsed.has("oob"));
+        let plan = Plan { compress, sparse, bitmaps, backed, workers, in_order };
         fill(process, source, &new, plan).await
     };
+    let done = process.told(done);
     process.close(new).await;
     done
 }
@@ -145,6 +150,8 @@ struct Plan {
     bitmaps: bool,
     /// The new image has a backing file.
     backed: bool,
+    workers: usize,
+    in_order: bool,
 }
 
 fn target_options(quirks: &Quirks, parsed: &Parsed, source: &Image, format: &str) -> Outcome<CreateOptions> {
@@ -168,7 +175,7 @@ fn target_options(quirks: &Quirks, parsed: &Parsed, source: &Image, format: &str
     if let Some(backing_format) = parsed.get("backing-format")
         && !options.set("backing_fmt", backing_format)
     {
-        return Err(failure(format!("Backing format not supported for file format '{format}'")));
+        return Err(failure(format!("Backing file format not supported for file format '{format}'")));
     }
     if options.get("backing_file").is_some() && options.get("backing_fmt").is_none() {
         return Err(failure("Use of backing file requires explicit backing format"));
@@ -207,8 +214,13 @@ async fn fill(process: &Process, source: &Image, target: &Image, plan: Plan) -> 
         compress_unit: cluster.filter(|_| plan.compress),
         sparse: plan.sparse,
         backing: if plan.backed { target.node.backing() } else { None },
+        workers: plan.workers,
+        in_order: plan.in_order,
     };
-    process.co(async move { copy(&work).await }).await.map_err(failure)?;
+    if !copy(work).await {
+        // Told already.
+        return Err(failure(""));
+    }
     if plan.bitmaps {
         copy_bitmaps(process, &source.node, &target.node)?;
     }

@@ -1,11 +1,13 @@
 //! The copying of `qemu-img convert`: what is read, what is written, what stays a hole.
 //!
 //! The source is walked in runs of one block status, each at most the buffer long; data are searched for zeros, which
-//! a new image need not be told. QEMU's source: `convert_co_do_copy` and what it calls in `qemu-img.c`.
+//! a new image need not be told. Several workers do so at a time, which shows where reading fails. QEMU's source: `convert_co_do_copy` and what it calls in `qemu-img.c`.
 
 use std::rc::Rc;
 
 use crate::block::{Block, NodeId, ReqFlags, StatusFlags};
+use crate::sim::shared::{Cell, RefCell};
+use crate::sim::{CoMutex, TaskId};
 use crate::store::Content;
 
 /// The buffer, bytes.
@@ -24,6 +26,10 @@ pub(super) struct Copy {
     pub(super) sparse: u64,
     /// The new image's backing file, which has what the source's own backing file has.
     pub(super) backing: Option<NodeId>,
+    /// How many workers copy (`-m`).
+    pub(super) workers: usize,
+    /// They write in the order of the image (not with `-W`).
+    pub(super) in_order: bool,
 }
 
 /// What is to be done with a run of the source.
@@ -35,34 +41,103 @@ enum Run {
     Backing,
 }
 
-/// Copies everything. The error is QEMU's text.
-pub(super) async fn copy(work: &Copy) -> Result<(), String> {
-    let mut at = 0;
-    while at < work.bytes {
-        let (run, bytes) = next_run(work, at).await?;
-        match run {
-            Run::Backing => {}
-            Run::Zero => {
-                // A new image is all zeros by itself, unless a backing file shows through or -S 0 wants data.
-                if work.backing.is_some() {
-                    write_zeroes(work, at, bytes).await?;
-                } else if work.sparse == 0 {
-                    write_data(work, at, Content::zeros(bytes)).await?;
-                }
-            }
-            Run::Data => {
-                let read = work.block.co_pread(work.source, at, bytes, ReqFlags::NONE).await;
-                let content = read.map_err(|error| format!("error while reading at byte {at}: {error}"))?;
-                write_data(work, at, content).await?;
-            }
-        }
-        at += bytes;
+/// Where the workers are.
+#[derive(Default)]
+struct Progress {
+    /// Who looks for the next run holds this.
+    looking: CoMutex,
+    /// Where that begins.
+    next: Cell<u64>,
+    /// Up to where everything has been written.
+    written: Cell<u64>,
+    /// Workers that have read and wait for their turn to write, and where that begins.
+    waiting: RefCell<Vec<(u64, TaskId)>>,
+    failed: Cell<bool>,
+    /// Workers that have not ended.
+    left: Cell<usize>,
+}
+
+/// Copies everything, from the main loop; what goes wrong is told at once. Whether all went well.
+pub(super) async fn copy(work: Copy) -> bool {
+    let sim = work.block.sim.clone();
+    let (work, progress) = (Rc::new(work), Rc::new(Progress::default()));
+    progress.left.set(work.workers);
+    for _ in 0..work.workers {
+        let (work, progress) = (work.clone(), progress.clone());
+        sim.spawn("qemu-img", async move {
+            worker(&work, &progress).await;
+            progress.left.set(progress.left.get() - 1);
+        });
     }
-    if work.compress_unit.is_some() {
+    sim.poll_until("copying", || progress.left.get() == 0).await;
+    if work.compress_unit.is_some() && !progress.failed.get() {
         // Nothing more comes: the driver makes the file end with a sector.
-        write_empty(work).await?;
+        let last = work.clone();
+        let ended = sim.run_coroutine("qemu-img", async move { write_empty(&last).await }).await;
+        tell(&work, &progress, ended);
     }
-    Ok(())
+    !progress.failed.get()
+}
+
+/// Tells what went wrong, and that the others need not go on.
+fn tell(work: &Copy, progress: &Progress, result: Result<(), String>) {
+    if let Err(text) = result {
+        work.block.report_stderr(format!("qemu-img: {text}"));
+        progress.failed.set(true);
+    }
+}
+
+/// Copies one run after the other. Several workers read at a time; they write in the order of the image.
+async fn worker(work: &Copy, progress: &Progress) {
+    while let Some((at, run, bytes)) = take_run(work, progress).await {
+        let mut content = None;
+        if run == Run::Data {
+            let read = work.block.co_pread(work.source, at, bytes, ReqFlags::NONE).await;
+            let read = read.map_err(|error| format!("error while reading at byte {at}: {error}"));
+            content = read.map_err(|text| tell(work, progress, Err(text))).ok();
+        }
+        let sim = &work.block.sim;
+        while work.in_order && progress.written.get() != at && !progress.failed.get() {
+            let Some(me) = sim.current() else { break };
+            progress.waiting.borrow_mut().push((at, me));
+            sim.park("its turn to write").await;
+        }
+        if !progress.failed.get() {
+            let written = write_run(work, at, run, bytes, content).await;
+            tell(work, progress, written);
+        }
+        progress.written.set(at + bytes);
+        let next = {
+            let mut waiting = progress.waiting.borrow_mut();
+            let place = waiting.iter().position(|(start, _)| *start == at + bytes);
+            place.map(|place| waiting.remove(place).1)
+        };
+        if let Some(next) = next {
+            sim.enter(next);
+        }
+    }
+}
+
+/// The next run that nobody has taken, if there is one and nothing has failed.
+async fn take_run(work: &Copy, progress: &Progress) -> Option<(u64, Run, u64)> {
+    let _looking = progress.looking.lock(&work.block.sim, "another worker").await;
+    let at = progress.next.get();
+    if progress.failed.get() || at >= work.bytes {
+        return None;
+    }
+    let (run, bytes) = next_run(work, at).await.map_err(|text| tell(work, progress, Err(text))).ok()?;
+    progress.next.set(at + bytes);
+    Some((at, run, bytes))
+}
+
+async fn write_run(work: &Copy, at: u64, run: Run, bytes: u64, content: Option<Content>) -> Result<(), String> {
+    match (run, content) {
+        (Run::Data, Some(content)) => write_data(work, at, content).await,
+        // A new image is all zeros by itself, unless a backing file shows through or -S 0 wants data.
+        (Run::Zero, _) if work.backing.is_some() => write_zeroes(work, at, bytes).await,
+        (Run::Zero, _) if work.sparse == 0 => write_data(work, at, Content::zeros(bytes)).await,
+        _ => Ok(()),
+    }
 }
 
 async fn write_empty(work: &Copy) -> Result<(), String> {

@@ -58,7 +58,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     if let Some(backing_format) = parsed.get("backing-format")
         && !options.set("backing_fmt", backing_format)
     {
-        return Err(failed(&format!("Backing format not supported for file format '{format}'")));
+        return Err(failed(&format!("Backing file format not supported for file format '{format}'")));
     }
     create(process, filename, &mut options, parsed.has("backing-unsafe"), parsed.has("quiet")).await?;
     Ok(0)

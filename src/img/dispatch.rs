@@ -10,19 +10,7 @@ const MODELLED: &str = "bitmap, check, compare, convert, create, info, map, reba
 
 /// Runs the command line to its end; the exit status.
 pub(super) async fn dispatch(process: &Process, args: &[String]) -> i32 {
-    match subcommand(process, args).await {
-        Ok(status) => status,
-        Err(exit) => {
-            if exit.open_line {
-                process.block.stderr.borrow_mut().push_str(&format!("qemu-img: {}", exit.message));
-            } else if let Some(subcommand) = exit.spoken_by {
-                process.block.report_stderr(format!("qemu-img {subcommand}: {}", exit.message));
-            } else if !exit.message.is_empty() {
-                process.report(&exit.message);
-            }
-            exit.status
-        }
-    }
+    process.told(subcommand(process, args).await).unwrap_or_else(|exit| exit.status)
 }
 
 async fn subcommand(process: &Process, args: &[String]) -> Outcome<i32> {

@@ -60,7 +60,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
             check_format(format)?;
         }
         let image = process.open(&filename, format.as_deref(), how).await?;
-        let info = describe(process, &image).await;
+        let info = process.told(describe(process, &image).await);
         process.close(image).await;
         let info = info?;
         if whole_chain {

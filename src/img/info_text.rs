@@ -40,7 +40,7 @@ fn one(quirks: &Quirks, info: &NodeInfo) -> String {
         format_specific(&mut out, info, qcow2);
     }
     if quirks.img_shows_children {
-        children(&mut out, "/", info);
+        children(&mut out, "/", "", info);
     }
     out
 }
@@ -94,17 +94,17 @@ fn flags(bitmap: &BitmapInfo) -> Vec<&'static str> {
 }
 
 /// Child nodes, each with its path in the graph.
-fn children(out: &mut String, path: &str, info: &NodeInfo) {
+fn children(out: &mut String, path: &str, indent: &str, info: &NodeInfo) {
     for (name, child) in &info.children {
         let path = format!("{path}{name}");
-        out.push_str(&format!("Child node '{path}':\n"));
+        out.push_str(&format!("{indent}Child node '{path}':\n"));
         let leaf = child.children.is_empty();
-        let mut row = |key: &str, value: &str| out.push_str(&format!("    {key}: {value}\n"));
+        let mut row = |key: &str, value: &str| out.push_str(&format!("{indent}    {key}: {value}\n"));
         row(if leaf { "filename" } else { "image" }, &child.filename);
         row(if leaf { "protocol type" } else { "file format" }, child.format);
         row(if leaf { "file length" } else { "virtual size" }, &both_sizes(child.virtual_size));
         row("disk size", &disk_size(child));
-        children(out, &format!("{path}/"), child);
+        children(out, &format!("{path}/"), &format!("{indent}    "), child);
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     }
     let start = start.unwrap_or(0);
     let end = max_length.map_or(image.node.length.get(), |max| image.node.length.get().min(start.saturating_add(max)));
-    let walked = walk(process, &image, json, start, end).await;
+    let walked = process.told(walk(process, &image, json, start, end).await);
     process.close(image).await;
     walked?;
     Ok(0)

@@ -168,6 +168,23 @@ impl Process {
         self.try_open(filename, format, how).await.map_err(failure)
     }
 
+    /// Tells now why a subcommand ends, so that what closing the images tells comes after it.
+    pub(super) fn told<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
+        outcome.map_err(|exit| {
+            if exit.message.is_empty() {
+                return exit;
+            }
+            if exit.open_line {
+                self.block.stderr.borrow_mut().push_str(&format!("qemu-img: {}", exit.message));
+            } else if let Some(subcommand) = exit.spoken_by {
+                self.block.report_stderr(format!("qemu-img {subcommand}: {}", exit.message));
+            } else {
+                self.report(&exit.message);
+            }
+            Exit { status: exit.status, ..Exit::default() }
+        })
+    }
+
     /// Closes an image (`blk_unref`).
     pub(super) async fn close(&self, image: Image) {
         self.block.delete_backend(&image.backend).await;

@@ -53,6 +53,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
         Some(name) if !matches!(name, "qcow2" | "raw") => Err(failure(format!("Invalid format name: '{name}'"))),
         _ => change(process, &image, backing, backing_format).await,
     };
+    let changed = process.told(changed);
     process.close(image).await;
     changed?;
     Ok(0)

@@ -48,7 +48,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     format.map_or(Ok(()), check_format)?;
     let how = How { write: true, resize: true, ..How::default() };
     let image = process.open(filename, format, how).await?;
-    let resized = resize(process, &image, size, preallocation, parsed.has("shrink")).await;
+    let resized = process.told(resize(process, &image, size, preallocation, parsed.has("shrink")).await);
     process.close(image).await;
     resized?;
     if !parsed.has("quiet") {

@@ -94,7 +94,8 @@ impl Qcow2 {
     pub async fn check(self: &Rc<Self>, block: &Rc<Block>, fix: Fix) -> (CheckResult, Res<()>) {
         let _locked = self.lock(block).await;
         let outcome = self.check_locked(block, fix).await;
-        if fix.any() && self.l2_cache.next_dirty(0).is_none() && self.refcount_cache.next_dirty(0).is_none() {
+        let is_repaired = outcome.0.leaks_fixed + outcome.0.corruptions_fixed > 0;
+        if is_repaired && self.l2_cache.next_dirty(0).is_none() && self.refcount_cache.next_dirty(0).is_none() {
             // Repairs went to the file behind the cache's back.
             self.reshape_caches();
         }

@@ -45,7 +45,7 @@ impl Qcow2 {
             return clean;
         }
         if let Err(error) = self.cache_flush(block, &self.l2_cache).await {
-            block.report_stderr(format!("{}: Failed to flush the L2 block cache: {error}", block.program));
+            block.report_stderr(format!("{}: Failed to flush the L2 table cache: {error}", block.program));
             clean = Err(error);
         }
         if let Err(error) = self.cache_flush(block, &self.refcount_cache).await {
