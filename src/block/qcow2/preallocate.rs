@@ -52,13 +52,13 @@ impl Qcow2 {
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
         let cluster_size = self.geo.cluster_size();
         let file_size = block.node(self.file).length.get();
+        // Without an answer all of the file counts as used.
         let last = self.last_cluster(block, file_size).await;
-        let last = last.map_err(|error| failed("Failed to find the last cluster", error))?;
+        let end = last.map_or(file_size.next_multiple_of(cluster_size), |last| (last + 1) << self.geo.cluster_bits);
         let first_guest = from - from % cluster_size;
         let clusters = self.geo.clusters(to - first_guest);
         // More than is needed, so that no refcount block has to be made in the middle of what follows.
         let tables = clusters.div_ceil(1 << self.geo.l2_bits()) + 1;
-        let end = (last + 1) << self.geo.cluster_bits;
         let place = self.build_refcount_area(block, end, Room::Behind(clusters + tables), None).await;
         let place = place.map_err(|error| failed("Failed to resize refcount structures", error))?;
         let taken = self.alloc_clusters_at(block, place, clusters).await;
@@ -74,7 +74,10 @@ impl Qcow2 {
             let allocation =
                 empty_clusters(guest, host, count, count << self.geo.cluster_bits, from.saturating_sub(guest));
             let linked = self.link(block, &allocation, None, locked).await;
-            linked.map_err(|error| failed("Failed to update L2 tables", error))?;
+            if let Err(error) = linked {
+                self.free_clusters(block, host, left << self.geo.cluster_bits, DiscardType::Other).await;
+                return Err(failed("Failed to update L2 tables", error));
+            }
             guest += count << self.geo.cluster_bits;
             host += count << self.geo.cluster_bits;
             left -= count;

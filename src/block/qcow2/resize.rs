@@ -276,7 +276,10 @@ impl Qcow2 {
     /// The last cluster of a file of `size` bytes that is in use.
     pub(super) async fn last_cluster(&self, block: &Rc<Block>, size: u64) -> Res<u64> {
         for cluster in (0..self.geo.clusters(size)).rev() {
-            if self.get_refcount(block, cluster).await? > 0 {
+            let refcount = self.get_refcount(block, cluster).await.inspect_err(|error| {
+                block.report_stderr(format!("Can't get refcount for cluster {cluster}: {error}"));
+            })?;
+            if refcount > 0 {
                 return Ok(cluster);
             }
         }
