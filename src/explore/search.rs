@@ -125,12 +125,17 @@ impl<'a> Seeded<'a> {
             if abreast.is_empty() {
                 break;
             }
+            let mut failed = None;
+            // The runs behind the first that fails do not count, but each is taken down by being judged.
             for (index, report) in self.reports(abreast) {
-                if tally.take_run(self.plan, index, &report) {
-                    tally.failure = describe(self.setup, self.plan, index, self.strategy(index));
-                    tally.complete = false;
-                    return tally;
+                if failed.is_none() && tally.take_run(self.plan, index, &report) {
+                    failed = Some(index);
                 }
+            }
+            if let Some(index) = failed {
+                tally.failure = describe(self.setup, self.plan, index, self.strategy(index));
+                tally.complete = false;
+                return tally;
             }
         }
         match going_on {

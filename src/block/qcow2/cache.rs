@@ -170,7 +170,10 @@ impl<T: Table> Cache<T> {
     /// Puts a table into an empty entry and takes a reference on it.
     pub(super) fn fill(&self, index: usize, offset: u64, table: T) -> TableRef<'_, T> {
         let mut state = self.state.borrow_mut();
-        state.index.insert(self.number(offset), index);
+        if offset != 0 {
+            // Who is there holds nothing as far as `forget` goes, and would be in the index twice.
+            state.index.insert(self.number(offset), index);
+        }
         state.empty -= 1;
         let entry = &mut state.entries[index];
         (entry.offset, entry.table) = (offset, table);
