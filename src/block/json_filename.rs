@@ -12,7 +12,6 @@ use crate::errno::Errno;
 
 use super::blkdebug::{InjectError, IoType, SetState};
 use super::blkdebug_event::BlkdebugEvent;
-use super::flags::Perm;
 use super::null::NullDriver;
 use super::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use super::qcow2::Qcow2Options;
@@ -88,20 +87,7 @@ fn blkdebug(mut given: Map<String, Value>) -> Result<OpenOptions, String> {
     let inject = rules(&mut flat, "inject-error").into_values().map(inject_error).collect::<Result<_, _>>()?;
     let set_state = rules(&mut flat, "set-state").into_values().map(set_state).collect::<Result<_, _>>()?;
     finish("blkdebug", &flat)?;
-    let options = BlkdebugOptions {
-        image,
-        inject,
-        set_state,
-        align: None,
-        max_transfer: None,
-        opt_write_zero: None,
-        max_write_zero: None,
-        opt_discard: None,
-        max_discard: None,
-        config: None,
-        take: Perm::NONE,
-        unshare: Perm::NONE,
-    };
+    let options = BlkdebugOptions { inject, set_state, ..BlkdebugOptions::over(image) };
     let driver = DriverOptions::Blkdebug(Box::new(options));
     Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver, own })
 }

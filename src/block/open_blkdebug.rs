@@ -6,9 +6,10 @@ use std::rc::Rc;
 
 use super::blkdebug::Blkdebug;
 use super::blkdebug_event::BlkdebugEvent;
+use super::flags::Perm;
 use super::graph::Block;
 use super::node::{Driver, NodeOptions, Parent, Role};
-use super::open::{BlkdebugOptions, Inherit, Opened, inherit_from};
+use super::open::{BlkdebugOptions, ChildRef, Inherit, Opened, inherit_from};
 
 impl Block {
     pub(super) async fn open_blkdebug(
@@ -84,6 +85,24 @@ fn make_blkdebug(spec: &BlkdebugOptions) -> Blkdebug {
 }
 
 impl BlkdebugOptions {
+    /// Over `image`, without rules, limits and permissions of its own.
+    pub fn over(image: ChildRef) -> BlkdebugOptions {
+        BlkdebugOptions {
+            image,
+            inject: Vec::new(),
+            set_state: Vec::new(),
+            align: None,
+            max_transfer: None,
+            opt_write_zero: None,
+            max_write_zero: None,
+            opt_discard: None,
+            max_discard: None,
+            config: None,
+            take: Perm::NONE,
+            unshare: Perm::NONE,
+        }
+    }
+
     /// The limits by their names, bytes.
     fn limits(&self) -> [(&'static str, Option<i64>); 6] {
         [

@@ -97,8 +97,7 @@ async fn store(process: &Process, image: &Image) -> Outcome<()> {
     let stored = process.co(async move { qcow2.inactivate(&block).await }).await;
     let Err(error) = stored else { return Ok(()) };
     // Told at once: closing the image tries again, and tells its reasons again.
-    process.report(&format!("Error while closing the image: {error}"));
-    Err(failure(""))
+    process.told(Err(failure(format!("Error while closing the image: {error}"))))
 }
 
 /// The image that is worked on.

@@ -1,7 +1,8 @@
 //! The copying of `qemu-img convert`: what is read, what is written, what stays a hole.
 //!
 //! The source is walked in runs of one block status, each at most the buffer long; data are searched for zeros, which
-//! a new image need not be told. Several workers do so at a time, which shows where reading fails. QEMU's source: `convert_co_do_copy` and what it calls in `qemu-img.c`.
+//! a new image need not be told. Several workers do so at a time, which shows where reading fails. QEMU's source:
+//! `convert_co_do_copy` and what it calls in `qemu-img.c`.
 
 use std::rc::Rc;
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use backsim::block::open::{BackingRef, BlkdebugOptions, ChildRef, CommonOptions, DriverOptions, OpenOptions};
 use backsim::block::qcow2::{Qcow2, Qcow2CreateOptions, Qcow2Options};
-use backsim::block::{Block, BlockConfig, FileLocks, Node, Perm, Timing};
+use backsim::block::{Block, BlockConfig, FileLocks, Node, Timing};
 use backsim::quirks::{Compat, Quirks};
 use backsim::sim::{Choices, Sim, TraceEvent, WaitQueue};
 use backsim::store::Host;
@@ -117,20 +117,10 @@ pub fn image_options(name: &str, common: CommonOptions) -> OpenOptions {
     let blkdebug = OpenOptions {
         node_name: Some("blk".to_owned()),
         common: CommonOptions::default(),
-        driver: DriverOptions::Blkdebug(Box::new(BlkdebugOptions {
-            image: ChildRef::Inline(Box::new(OpenOptions { node_name: Some("file".into()), ..file_options(name) })),
-            config: None,
-            inject: Vec::new(),
-            set_state: Vec::new(),
-            align: None,
-            max_transfer: None,
-            opt_write_zero: None,
-            max_write_zero: None,
-            opt_discard: None,
-            max_discard: None,
-            take: Perm::NONE,
-            unshare: Perm::NONE,
-        })),
+        driver: DriverOptions::Blkdebug(Box::new(BlkdebugOptions::over(ChildRef::Inline(Box::new(OpenOptions {
+            node_name: Some("file".into()),
+            ..file_options(name)
+        }))))),
         own: Default::default(),
     };
     OpenOptions {

@@ -99,7 +99,9 @@ impl Machine {
             let (block, id) = (self.block.clone(), node.id);
             let flushed = self.block.sim.run_coroutine("flush", async move { block.co_flush(id).await }).await;
             flushed.map_err(|error| match self.block.quirks.since_9 {
-                true => QmpError::from(format!("Write to node '{}' failed: {error}", node.name)),
+                true => {
+                    QmpError::from(format!("Write to node '{}' failed: {error}", self.block.device_or_node_name(&node)))
+                }
                 false => QmpError::from("An IO error has occurred"),
             })?;
         }

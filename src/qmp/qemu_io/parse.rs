@@ -118,7 +118,6 @@ pub struct ParseError {
 }
 
 /// A command line of which the command is known, and that it has a possible number of arguments.
-#[derive(Clone)]
 pub struct IoLine<'a> {
     spec: &'static Spec,
     words: Words<'a>,
