@@ -381,7 +381,7 @@ fn as_json(
         "cells": {"reached": cells.reached, "states": cells.states, "operations": cells.operations},
         "known": tally.known.len(),
         "complete": tally.complete,
-        "invariant": shrunk.map(|shrunk| shrunk.violation.invariant.name()),
+        "invariant": shrunk.map(|shrunk| shrunk.violation.invariant().name()),
         "breach": shrunk.map(|shrunk| shrunk.violation.breach.name()),
         "violation": shrunk.map(|shrunk| shrunk.violation.to_string()),
         "schedule": tally.failure.as_ref().map(|failure| failure.index),
@@ -476,7 +476,7 @@ fn quoted(word: &str) -> String {
 fn replay_file(search: &Search, shrunk: &Shrunk) -> ReplayFile {
     ReplayFile {
         backsim: env!("CARGO_PKG_VERSION").to_owned(),
-        invariant: shrunk.violation.invariant.name().to_owned(),
+        invariant: shrunk.violation.invariant().name().to_owned(),
         breach: shrunk.violation.breach.name().to_owned(),
         violation: shrunk.violation.text.clone(),
         case: shrunk.setup.case.name.clone(),

@@ -61,7 +61,7 @@ pub fn read(signatures: &[String]) -> Result<Vec<(String, String)>, String> {
 
 /// Whether a violation is among those that are known: invariant's or breach's name and part of the text.
 pub fn is_known(known: &[(String, String)], violation: &Violation) -> bool {
-    let names = [violation.invariant.name(), violation.breach.name()];
+    let names = [violation.invariant().name(), violation.breach.name()];
     known.iter().any(|(name, part)| names.contains(&name.as_str()) && violation.text.contains(part.as_str()))
 }
 

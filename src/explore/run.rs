@@ -211,7 +211,7 @@ impl<'a> Trial<'a> {
         }
         let state = left.take();
         let mut watch = watch.borrow_mut();
-        let is_stuck = ending.iter().any(|violation| violation.invariant == Invariant::Progress);
+        let is_stuck = ending.iter().any(|violation| violation.invariant() == Invariant::Progress);
         report.violations = watch.finish(state.as_ref().filter(|_| !is_stuck));
         judge_images(images.take(), &watch, &mut report.violations);
         // What the scenario expects is often only what follows; that nothing goes on comes first.

@@ -103,7 +103,7 @@ pub fn shrink(
     let breaches = own.iter().chain([&failure.violation]).map(|violation| violation.breach).collect();
     let mut shrinker = Shrinker { name, best, budget, breaches, known, is_only_case: false, order_decides: false };
     shrinker.order_decides =
-        failure.violation.invariant == Invariant::Expectation && shrinker.meets_expectations(setup);
+        failure.violation.invariant() == Invariant::Expectation && shrinker.meets_expectations(setup);
     shrinker.is_only_case = shrinker.parse(text).is_some_and(|(_, is_only_case)| is_only_case);
     let measure = |best: &Shrunk| (best.scenario.len(), best.departures.len());
     while shrinker.best.runs < budget {
@@ -150,7 +150,7 @@ impl Shrinker<'_> {
     fn meets_expectations(&mut self, setup: &Setup) -> bool {
         self.best.runs += 1;
         let (_, own_order) = learn(setup);
-        own_order.violations.iter().all(|violation| violation.invariant != Invariant::Expectation)
+        own_order.violations.iter().all(|violation| violation.invariant() != Invariant::Expectation)
     }
 
     /// Runs a schedule; if it shows the same violation, it is the best from now on.

@@ -17,13 +17,10 @@ pub struct WaitQueue {
 impl WaitQueue {
     /// Sleeps until woken; `what` names the wait in deadlock reports.
     pub async fn wait(&self, sim: &Sim, what: &'static str) {
-        if let Some(me) = sim.current() {
-            self.waiting.borrow_mut().push_back(me);
-            sim.park(what).await;
-        }
+        self.wait_at(sim, usize::MAX, what).await;
     }
 
-    /// As [`WaitQueue::wait`], with only `place` sleepers in front.
+    /// As [`WaitQueue::wait`], with at most `place` sleepers in front.
     async fn wait_at(&self, sim: &Sim, place: usize, what: &'static str) {
         if let Some(me) = sim.current() {
             let in_front = place.min(self.waiting.borrow().len());

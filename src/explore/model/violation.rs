@@ -240,9 +240,7 @@ impl Breach {
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which.
-    pub invariant: Invariant,
-    /// In which way; shrinking keeps to it.
+    /// What broke, and in which way; shrinking keeps to it.
     pub breach: Breach,
     /// The job, bitmap or disk that it is about, or what is said instead of what was expected; shrinking keeps to it.
     pub subject: String,
@@ -253,7 +251,12 @@ pub struct Violation {
 impl Violation {
     /// A violation.
     pub fn new(breach: Breach, subject: &str, text: String) -> Violation {
-        Violation { invariant: breach.invariant(), breach, subject: subject.into(), text }
+        Violation { breach, subject: subject.into(), text }
+    }
+
+    /// Which invariant it is that broke.
+    pub fn invariant(&self) -> Invariant {
+        self.breach.invariant()
     }
 
     /// Whether it is that a run goes on for ever.
@@ -270,7 +273,7 @@ impl Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.invariant.name(), self.text)
+        write!(f, "{}: {}", self.invariant().name(), self.text)
     }
 }
 
