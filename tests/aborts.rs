@@ -52,6 +52,13 @@ fn a_write_must_not_lie_behind_a_bitmap() {
 }
 
 #[test]
+fn a_refcount_block_must_lie_somewhere() {
+    for compat in [Compat::Qemu72, Compat::Qemu100] {
+        assert_aborts(include_str!("aborts/refblock-of-reserved-bits.yaml"), compat, "block_resize");
+    }
+}
+
+#[test]
 fn a_node_that_is_reopened_twice_stays_drained() {
     let text = include_str!("aborts/reopened-twice.yaml");
     assert_eq!(ending(text, Compat::Qemu72), Ending::Passed);

@@ -458,8 +458,9 @@ impl Block {
 
     /// Whether a file begins like a qcow2 image.
     fn probe_qcow2(&self, filename: &str) -> bool {
-        let head = self.host.open(filename).and_then(|store| store.read(0, 4));
-        head.is_ok_and(|head| head.to_vec() == *b"QFI\xfb")
+        let head = self.host.open(filename).and_then(|store| store.read(0, 8)).map(|head| head.to_vec());
+        // Version 1 is another format, which is told when it is opened.
+        head.is_ok_and(|head| head.starts_with(b"QFI\xfb") && head.get(4..8).is_some_and(|version| version != [0; 4]))
     }
 
     async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {

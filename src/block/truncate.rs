@@ -67,9 +67,12 @@ impl Block {
     ) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             const NO_RESIZE: &str = "Image format driver does not support resize";
-            check_length(size)?;
             let node = self.node(id);
             let driver = node.driver.borrow().clone();
+            if matches!(driver, Driver::None) {
+                return Err("No medium inserted".to_owned());
+            }
+            check_length(size)?;
             if !matches!(driver, Driver::Qcow2(_)) {
                 node.bitmaps.borrow().check_size(size).map_err(|fault| fault.to_string())?;
             }

@@ -24,6 +24,9 @@ fn one(quirks: &Quirks, info: &NodeInfo) -> String {
     line(&mut out, "virtual size", &both_sizes(info.virtual_size));
     line(&mut out, "disk size", &disk_size(info));
     if let Some(qcow2) = &info.qcow2 {
+        if qcow2.encrypted {
+            line(&mut out, "encrypted", "yes");
+        }
         line(&mut out, "cluster_size", &qcow2.cluster_size.to_string());
         if qcow2.dirty {
             line(&mut out, "cleanly shut down", "no");
@@ -78,6 +81,13 @@ fn format_specific(out: &mut String, info: &NodeInfo, qcow2: &Qcow2Info) {
         row(format!("        granularity: {}", bitmap.granularity));
     }
     row(format!("refcount bits: {}", qcow2.refcount_bits));
+    if qcow2.encrypted {
+        row("encrypt:".to_owned());
+        row("    format: aes".to_owned());
+    }
+    if let Some(raw) = qcow2.data_file_raw {
+        row(format!("data file raw: {raw}"));
+    }
     if qcow2.version >= 3 {
         row(format!("corrupt: {}", qcow2.corrupt));
         row(format!("extended l2: {}", qcow2.extended_l2));
@@ -179,6 +189,9 @@ fn value(quirks: &Quirks, info: &NodeInfo) -> Value {
     }
     if let Some(qcow2) = &info.qcow2 {
         put("cluster-size", json!(qcow2.cluster_size));
+        if qcow2.encrypted {
+            put("encrypted", json!(true));
+        }
         if let Some(name) = &qcow2.backing_file {
             put("backing-filename", json!(name));
             put("full-backing-filename", json!(info.full_backing));
@@ -187,7 +200,7 @@ fn value(quirks: &Quirks, info: &NodeInfo) -> Value {
             put("backing-filename-format", json!(format));
         }
         if !qcow2.snapshots.is_empty() {
-            put("snapshots", qcow2.snapshots.iter().map(snapshot_value).collect());
+            put("snapshots", qcow2.snapshots.iter().map(Snapshot::info).collect());
         }
         put("format-specific", json!({"type": "qcow2", "data": specific(info, qcow2)}));
     } else if quirks.img_shows_children && info.format == "file" {
@@ -206,6 +219,12 @@ fn specific(info: &NodeInfo, qcow2: &Qcow2Info) -> Value {
     put("compat", json!(compat(qcow2)));
     put("compression-type", json!(qcow2.compression_type));
     put("refcount-bits", json!(qcow2.refcount_bits));
+    if qcow2.encrypted {
+        put("encrypt", json!({"format": "aes"}));
+    }
+    if let Some(raw) = qcow2.data_file_raw {
+        put("data-file-raw", json!(raw));
+    }
     if qcow2.version >= 3 {
         put("lazy-refcounts", json!(qcow2.lazy_refcounts));
         put("corrupt", json!(qcow2.corrupt));
@@ -219,22 +238,6 @@ fn specific(info: &NodeInfo, qcow2: &Qcow2Info) -> Value {
         put("bitmaps", info.bitmaps.iter().map(bitmap).collect());
     }
     Value::Object(data)
-}
-
-fn snapshot_value(snapshot: &Snapshot) -> Value {
-    let mut value = json!({
-        "id": snapshot.id,
-        "name": snapshot.name,
-        "vm-state-size": snapshot.vm_state_size,
-        "date-sec": snapshot.date_sec,
-        "date-nsec": snapshot.date_nsec,
-        "vm-clock-sec": snapshot.vm_clock_nsec / 1_000_000_000,
-        "vm-clock-nsec": snapshot.vm_clock_nsec % 1_000_000_000,
-    });
-    if let Some(count) = snapshot.icount {
-        value["icount"] = json!(count);
-    }
-    value
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use crate::block::open::{BackingRef, ChildRef, DriverOptions, OpenOptions};
+use crate::block::qcow2::CUT_HINT;
 use crate::block::{Backend, Block, BlockConfig, Node, NodeId, Perm, Timing};
 use crate::quirks::Quirks;
 
@@ -159,6 +160,9 @@ impl Process {
         }
         if text.ends_with("is inconsistent and cannot be used") {
             return text + "\nTry block-dirty-bitmap-remove to delete this bitmap from disk";
+        }
+        if text.contains("extra metadata in snapshot table entry") {
+            return text + "\n" + CUT_HINT;
         }
         text
     }

@@ -115,7 +115,8 @@ pub(super) fn parse_directory(bytes: &[u8], geo: Geometry, size: u64, count: u32
         }
         let (name_bytes, extra_bytes) = (be_at(rest, 18, 2) as usize, be_at(rest, 20, 4) as usize);
         let entry_bytes = FIXED_BYTES.saturating_add(extra_bytes).saturating_add(name_bytes).next_multiple_of(8);
-        if entry_bytes > rest.len() {
+        // QEMU compares an int.
+        if entry_bytes > rest.len() && entry_bytes as i32 > 0 {
             return Err(broken());
         }
         if extra_bytes != 0 {

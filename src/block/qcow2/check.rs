@@ -16,11 +16,11 @@ use super::Qcow2;
 use super::bitmap_format::{TABLE_OFFSET_MASK, is_table_entry};
 use super::layout::{
     COPIED, ClusterType, ENTRY_BYTES, L1E_OFFSET_MASK, L1E_RESERVED, L2E_OFFSET_MASK, L2E_RESERVED, MAX_L1_BYTES,
-    REFT_OFFSET_MASK, REFT_RESERVED, ZERO, be_at,
+    REFT_OFFSET_MASK, REFT_RESERVED, ZERO,
 };
 use super::open::read_bytes;
 use super::overlap::Area;
-use super::snapshot::read_snapshots;
+use super::references::References;
 use super::table::{content_prefix, entries_of};
 
 /// What a check may repair.
@@ -71,19 +71,16 @@ pub struct CheckResult {
     pub compressed_clusters: u64,
 }
 
-/// Most internal snapshots.
-const MAX_SNAPSHOTS: u64 = 65536;
-/// The fixed part of an entry of the snapshot table, bytes.
-const FIXED_SNAPSHOT_BYTES: u64 = 40;
-
 /// A check under way.
 pub(super) struct Checker<'a> {
     pub(super) image: &'a Qcow2,
     pub(super) block: &'a Rc<Block>,
     pub(super) fix: Fix,
     pub(super) result: CheckResult,
+    /// The same of the snapshot table, which the judgement on refcounts does not look at.
+    pub(super) snapshots: CheckResult,
     /// References counted so far, by cluster.
-    pub(super) references: Vec<u32>,
+    pub(super) references: References,
     /// Refcounts cannot be repaired one by one.
     pub(super) rebuild: bool,
 }
@@ -104,10 +101,8 @@ impl Qcow2 {
 
     pub(super) async fn check_locked(&self, block: &Rc<Block>, fix: Fix) -> (CheckResult, Res<()>) {
         let mut checker = Checker::new(self, block, fix);
-        let mut outcome = match checker.load_snapshots().await {
-            Ok(()) => checker.run().await,
-            Err(error) => Err(error),
-        };
+        let mut outcome = checker.whole().await;
+        checker.add_snapshots();
         let sound = checker.result.check_errors == 0 && checker.result.corruptions == 0;
         if outcome.is_ok() && fix.any() && sound {
             outcome = self.mark_sound(block).await;
@@ -129,10 +124,39 @@ impl Qcow2 {
 
 impl<'a> Checker<'a> {
     fn new(image: &'a Qcow2, block: &'a Rc<Block>, fix: Fix) -> Checker<'a> {
-        let file_len = block.node(image.file).length.get();
         let result = CheckResult { total_clusters: image.geo.clusters(image.virtual_size()), ..CheckResult::default() };
-        let references = vec![0; image.geo.clusters(file_len) as usize];
-        Checker { image, block, fix, result, references, rebuild: false }
+        let references = References::new(image.geo.refcount_order);
+        Checker { image, block, fix, result, snapshots: CheckResult::default(), references, rebuild: false }
+    }
+
+    async fn whole(&mut self) -> Res<()> {
+        self.load_snapshots().await?;
+        // QEMU counts them in an int, to begin with.
+        if self.file_clusters() > i32::MAX as u64 {
+            self.result.check_errors += 1;
+            return Err(Errno::EFBIG);
+        }
+        self.look_at_file()?;
+        self.run().await?;
+        self.fix_snapshots().await
+    }
+
+    /// Adds what was found in the snapshot table to the rest.
+    fn add_snapshots(&mut self) {
+        let found = &self.snapshots;
+        self.result.corruptions += found.corruptions;
+        self.result.corruptions_fixed += found.corruptions_fixed;
+        self.result.check_errors += found.check_errors;
+    }
+
+    /// Looks at all clusters of the file.
+    fn look_at_file(&mut self) -> Res<()> {
+        let clusters = self.file_clusters();
+        self.references.grow(clusters).inspect_err(|_| self.result.check_errors += 1)
+    }
+
+    fn file_clusters(&self) -> u64 {
+        self.image.geo.clusters(self.block.node(self.image.file).length.get())
     }
 
     /// Writes a line about something that is wrong.
@@ -144,47 +168,6 @@ impl<'a> Checker<'a> {
     pub(super) fn check_error(&mut self, line: String) {
         self.block.report_stderr(line);
         self.result.check_errors += 1;
-    }
-
-    /// Reads the snapshot table, which an open for a check leaves out. Damaged tables are told but
-    /// not repaired here.
-    async fn load_snapshots(&mut self) -> Res<()> {
-        let (image, block, program) = (self.image, self.block, self.block.program);
-        let fields = read_bytes(block, image.file, 60, 12).await;
-        let fields = fields.inspect_err(|error| {
-            self.check_error(format!("ERROR failed to read the snapshot table pointer from the image header: {error}"));
-        })?;
-        let (count, offset) = (be_at(&fields, 0, 4), be_at(&fields, 4, 8));
-        let end = offset.checked_add(count * FIXED_SNAPSHOT_BYTES);
-        if end.is_none_or(|end| i64::try_from(end).is_err()) || image.geo.into_cluster(offset) != 0 {
-            self.check_error(format!("{program}: ERROR snapshot table offset invalid"));
-            return Err(Errno::EINVAL);
-        }
-        if count > MAX_SNAPSHOTS {
-            let more = count - MAX_SNAPSHOTS;
-            self.check_error(format!("{program}: ERROR snapshot table too large"));
-            self.block.report_stderr(format!(
-                "You can force-remove all {more} overhanging snapshots with qemu-img check -r all"
-            ));
-            return Err(Errno::EFBIG);
-        }
-        {
-            let mut header = image.header.borrow_mut();
-            (header.nb_snapshots, header.snapshots_offset) = (count as u32, offset);
-        }
-        let header = image.header.borrow().clone();
-        let table = read_snapshots(block, image.file, &header).await;
-        let table = table.map_err(|reason| {
-            self.check_error(format!("{program}: ERROR failed to read the snapshot table: {reason}"));
-            Errno::EINVAL
-        })?;
-        for (index, snapshot) in table.list.iter().enumerate() {
-            if image.geo.version >= 3 && snapshot.extra_bytes < 16 {
-                self.complain(format!("ERROR snapshot table entry {index} is incomplete"));
-            }
-        }
-        image.snapshots.replace(table);
-        Ok(())
     }
 
     /// Counts a reference to every cluster of a range. An offset that QEMU takes for negative ends
@@ -206,11 +189,10 @@ impl<'a> Checker<'a> {
             return Ok(());
         }
         for cluster in offset >> geo.cluster_bits..=(end - 1) >> geo.cluster_bits {
-            let index = cluster as usize;
-            if index >= self.references.len() {
-                self.references.resize(index + 1, 0);
-            }
-            if u64::from(self.references[index]) == geo.refcount_max() {
+            let grown = self.references.grow(cluster + 1);
+            grown.inspect_err(|_| self.result.check_errors += 1)?;
+            let references = self.references.get(cluster);
+            if u64::from(references) == geo.refcount_max() {
                 let at = cluster << geo.cluster_bits;
                 self.complain(format!("ERROR: overflow cluster offset={at:#x}"));
                 self.block.report_stderr(
@@ -219,7 +201,7 @@ impl<'a> Checker<'a> {
                         .to_owned(),
                 );
             } else {
-                self.references[index] += 1;
+                self.references.set(cluster, references + 1);
             }
         }
         Ok(())
@@ -339,7 +321,7 @@ impl<'a> Checker<'a> {
             } else {
                 let verb = if self.fix.errors { "Repairing" } else { "ERROR" };
                 self.complain(format!("{verb} offset={host:x}: Preallocated {tail}"));
-                if self.fix.errors && self.write_zero_entry(place).await.is_ok() {
+                if self.fix.errors && self.write_zero_entry(place).await? {
                     self.result.corruptions -= 1;
                     self.result.corruptions_fixed += 1;
                     return Ok(());
@@ -349,9 +331,16 @@ impl<'a> Checker<'a> {
         self.count(host, self.image.geo.cluster_size())
     }
 
-    async fn write_zero_entry(&mut self, place: u64) -> Res<()> {
-        self.image.check_overlap(self.block, Some(Area::ActiveL2), place, ENTRY_BYTES).await?;
-        self.image.write_sync(self.block, place, Content::from_bytes(ZERO.to_be_bytes())).await
+    /// Makes a cluster read as zeros without a place in the file; whether that could be written. A table that lies
+    /// where none may be written ends the check.
+    async fn write_zero_entry(&mut self, place: u64) -> Res<bool> {
+        let allowed = self.image.check_overlap(self.block, Some(Area::ActiveL2), place, ENTRY_BYTES).await;
+        allowed.inspect_err(|_| self.check_error("ERROR: Overlap check failed".to_owned()))?;
+        let written = self.image.write_sync(self.block, place, Content::from_bytes(ZERO.to_be_bytes())).await;
+        if let Err(error) = written {
+            self.check_error(format!("ERROR: Failed to overwrite L2 table entry: {error}"));
+        }
+        Ok(written.is_ok())
     }
 
     async fn count_bitmaps(&mut self) -> Res<()> {
@@ -394,11 +383,11 @@ impl<'a> Checker<'a> {
                 let tail = "is not cluster aligned; refcount table entry corrupted";
                 self.complain(format!("ERROR refcount block {index} {tail}"));
                 self.rebuild = true;
-            } else if cluster >= self.references.len() as u64 {
+            } else if cluster >= self.references.clusters() {
                 self.count_refblock_outside(index, offset).await?;
             } else if offset != 0 {
                 self.count(offset, geo.cluster_size())?;
-                let references = self.references[cluster as usize];
+                let references = self.references.get(cluster);
                 if references != 1 {
                     self.complain(format!("ERROR refcount block {index} refcount={references}"));
                     self.rebuild = true;
@@ -417,11 +406,19 @@ impl<'a> Checker<'a> {
         }
         let end = offset.saturating_add(self.image.geo.cluster_size());
         let resized = match i64::try_from(end) {
-            Ok(_) => self.block.co_truncate(self.image.file, end, Preallocation::Off).await,
+            Ok(_) => self.block.co_truncate(self.image.file, end, Preallocation::Off).await.map_err(|reason| {
+                self.block.report_stderr(format!("{}: {reason}", self.block.program));
+                // Who asked for too much is told a number, everybody else what the host has said.
+                match reason.starts_with("offset(") {
+                    true => Errno::EIO.to_string(),
+                    false => reason.rsplit(": ").next().unwrap_or_default().to_owned(),
+                }
+            }),
             Err(_) => Err(Errno::EINVAL.to_string()),
         };
         match resized {
             Ok(()) => {
+                self.look_at_file()?;
                 self.result.corruptions -= 1;
                 self.result.corruptions_fixed += 1;
                 self.count(offset, self.image.geo.cluster_size())?;

@@ -26,6 +26,8 @@ pub(super) const INCOMPAT_EXTENDED_L2: u64 = 16;
 pub(super) const COMPAT_LAZY_REFCOUNTS: u64 = 1;
 /// The bitmaps extension is consistent with the image.
 pub(super) const AUTOCLEAR_BITMAPS: u64 = 1;
+/// A guest's disk as it is lies in the external data file.
+pub(super) const AUTOCLEAR_RAW_DATA: u64 = 2;
 
 /// Extension: end of the list.
 pub(super) const EXT_END: u32 = 0;

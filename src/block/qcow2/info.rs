@@ -1,7 +1,9 @@
 //! Facts about an open image, for `qemu-img info` and `query-named-block-nodes`.
 
+use serde_json::{Value, json};
+
 use super::Qcow2;
-use super::header::{COMPAT_LAZY_REFCOUNTS, INCOMPAT_CORRUPT, INCOMPAT_DIRTY};
+use super::header::{AUTOCLEAR_RAW_DATA, COMPAT_LAZY_REFCOUNTS, INCOMPAT_CORRUPT, INCOMPAT_DATA_FILE, INCOMPAT_DIRTY};
 use super::snapshot::Snapshot;
 
 /// A persistent bitmap as the image's directory has it.
@@ -34,6 +36,10 @@ pub struct Qcow2Info {
     pub lazy_refcounts: bool,
     /// Width of a refcount, bits.
     pub refcount_bits: u32,
+    /// Data is in another file, which is not open: whether that is the guest's disk as it is.
+    pub data_file_raw: Option<bool>,
+    /// Data is encrypted, by the first of two methods.
+    pub encrypted: bool,
     /// L2 entries of 16 bytes.
     pub extended_l2: bool,
     /// `zlib` or `zstd`.
@@ -44,6 +50,25 @@ pub struct Qcow2Info {
     pub backing_format: Option<String>,
     /// Internal snapshots.
     pub snapshots: Vec<Snapshot>,
+}
+
+impl Snapshot {
+    /// What QMP and qemu-img say of it (`SnapshotInfo` in `qapi/block-core.json`).
+    pub fn info(&self) -> Value {
+        let mut value = json!({
+            "id": self.id,
+            "name": self.name,
+            "vm-state-size": self.vm_state_size,
+            "date-sec": self.date_sec,
+            "date-nsec": self.date_nsec,
+            "vm-clock-sec": self.vm_clock_nsec / 1_000_000_000,
+            "vm-clock-nsec": self.vm_clock_nsec % 1_000_000_000,
+        });
+        if let Some(count) = self.icount {
+            value["icount"] = json!(count);
+        }
+        value
+    }
 }
 
 impl Qcow2 {
@@ -59,6 +84,9 @@ impl Qcow2 {
             corrupt: header.incompatible & INCOMPAT_CORRUPT != 0,
             lazy_refcounts: header.compatible & COMPAT_LAZY_REFCOUNTS != 0,
             refcount_bits: 1 << header.refcount_order,
+            data_file_raw: (header.incompatible & INCOMPAT_DATA_FILE != 0)
+                .then_some(header.autoclear & AUTOCLEAR_RAW_DATA != 0),
+            encrypted: header.crypt_method != 0,
             extended_l2: false,
             compression_type: if header.compression_type == 0 { "zlib" } else { "zstd" },
             backing_file: self.backing_name(),

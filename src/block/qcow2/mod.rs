@@ -50,12 +50,14 @@ mod preallocated;
 mod read;
 mod rebuild;
 mod refcount;
+mod references;
 mod refgrow;
 mod release_order;
 mod reopen;
 mod repair;
 mod resize;
 mod snapshot;
+mod snapshot_check;
 mod table;
 mod write;
 mod zero;
@@ -81,7 +83,7 @@ use table::Refblock;
 pub use check::{CheckResult, Fix};
 pub use info::{BitmapInfo, Qcow2Info};
 pub use options::{OpenFlags, Qcow2CreateOptions, Qcow2Options};
-pub use snapshot::Snapshot;
+pub use snapshot::{CUT_HINT, Snapshot};
 
 /// An open image (`BDRVQcow2State`).
 pub struct Qcow2 {

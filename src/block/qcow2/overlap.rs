@@ -131,7 +131,7 @@ impl Qcow2 {
             return Some(Area::SnapshotTable);
         }
         let l1_of = |s: &super::snapshot::Snapshot| (s.l1_table_offset, u64::from(s.l1_size) * ENTRY_BYTES);
-        if !own(Area::InactiveL1) && snapshots.list.iter().map(l1_of).any(|(at, size)| at != 0 && hit(at, size)) {
+        if !own(Area::InactiveL1) && snapshots.list.iter().map(l1_of).any(|(at, size)| hit(at, size)) {
             return Some(Area::InactiveL1);
         }
         let bitmaps = self.extras.borrow().bitmaps;

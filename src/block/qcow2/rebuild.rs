@@ -23,23 +23,23 @@ impl Checker<'_> {
         image.l2_cache.depends.set(false);
         image.reshape_caches();
         let mut table = Reftable::default();
-        self.place_blocks(&mut table);
+        self.place_blocks(0, &mut table)?;
         loop {
             let len = (table.entries.len() as u64).next_multiple_of(image.geo.cluster_size() / ENTRY_BYTES);
             if len * ENTRY_BYTES > MAX_REFTABLE_BYTES {
                 return Err(Errno::EFBIG);
             }
             let clusters = image.geo.clusters(len * ENTRY_BYTES);
-            let first = self.take_free(clusters);
+            let first = self.take_free(0, clusters)?;
             let blocks = table.entries.len();
             // The table's own clusters may need further blocks, and these a larger table.
-            self.place_blocks(&mut table);
+            self.place_blocks(first, &mut table)?;
             if table.entries.len() as u64 <= len {
                 (table.offset, table.len) = (first << image.geo.cluster_bits, len);
                 break;
             }
             debug_assert!(table.entries.len() > blocks, "only more blocks make a larger table");
-            self.references[first as usize..(first + clusters) as usize].fill(0);
+            self.references.fill(first..first + clusters, 0);
         }
         self.write_structures(&table).await?;
         image.reftable.replace(table);
@@ -47,51 +47,44 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Gives every stretch of clusters with references a refcount block.
-    fn place_blocks(&mut self, table: &mut Reftable) {
-        let per_block = self.image.geo.refblock_entries() as usize;
-        let mut index = 0;
-        while index * per_block < self.references.len() {
-            let stretch = &self.references[index * per_block..];
-            let used = stretch.iter().take(per_block).any(|references| *references > 0);
-            if used && table.block_offset(index as u64) == 0 {
-                let cluster = self.take_free(1);
-                table.set(index as u64, cluster << self.image.geo.cluster_bits);
-                // The block's own cluster may be in a stretch that had none before.
-                index = 0;
-            } else {
-                index += 1;
+    /// Gives every stretch of clusters with references, from the one of cluster `next` on, a refcount block. No block
+    /// lies before the stretch that it is for: those before have theirs.
+    fn place_blocks(&mut self, mut next: u64, table: &mut Reftable) -> Res<()> {
+        let bits = self.image.geo.refblock_bits();
+        while let Some(used) = self.references.next_used(next) {
+            let index = used >> bits;
+            if table.block_offset(index) == 0 {
+                if index >= MAX_REFTABLE_BYTES / ENTRY_BYTES {
+                    return Err(Errno::EFBIG);
+                }
+                let cluster = self.take_free(index << bits, 1)?;
+                table.set(index, cluster << self.image.geo.cluster_bits);
             }
+            next = (index + 1) << bits;
         }
+        Ok(())
     }
 
-    /// Takes the first free clusters in a row; behind the end of the file if there are none.
-    fn take_free(&mut self, count: u64) -> u64 {
-        let count = count as usize;
-        let mut run = 0;
-        let mut end = 0;
-        while run < count {
-            let free = self.references.get(end).is_none_or(|references| *references == 0);
-            run = if free { run + 1 } else { 0 };
-            end += 1;
-        }
-        if end > self.references.len() {
-            self.references.resize(end, 0);
-        }
-        self.references[end - count..end].fill(1);
-        (end - count) as u64
+    /// Takes the first free clusters in a row from `from` on; behind the end of the file if there are none.
+    fn take_free(&mut self, from: u64, count: u64) -> Res<u64> {
+        let first = self.references.first_free(from, count);
+        self.references.grow(first + count)?;
+        self.references.fill(first..first + count, 1);
+        Ok(first)
     }
 
     async fn write_structures(&self, table: &Reftable) -> Res<()> {
         let image = self.image;
         let cluster_size = image.geo.cluster_size();
         let order = image.geo.refcount_order;
-        let per_block = image.geo.refblock_entries() as usize;
+        let bits = image.geo.refblock_bits();
         for (index, offset) in table.entries.iter().enumerate().filter(|(_, offset)| **offset != 0) {
             let mut refblock = Refblock::default();
-            let stretch = self.references.iter().skip(index * per_block).take(per_block);
-            for (entry, references) in stretch.enumerate() {
-                refblock.set(order, entry, u64::from(*references));
+            let first = (index as u64) << bits;
+            let mut next = first;
+            while let Some(used) = self.references.next_used(next).filter(|used| used >> bits == index as u64) {
+                refblock.set(order, (used - first) as usize, u64::from(self.references.get(used)));
+                next = used + 1;
             }
             self.write_structure(
                 "refblock",

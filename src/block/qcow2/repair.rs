@@ -42,7 +42,9 @@ impl Checker<'_> {
     /// in use.
     async fn compare(&mut self, fix: Fix) -> u64 {
         let mut highest = 0;
-        for cluster in 0..self.references.len() as u64 {
+        let mut next = 0;
+        while let Some(cluster) = self.next_described(next) {
+            next = cluster + 1;
             let stored = match self.image.get_refcount(self.block, cluster).await {
                 Ok(stored) => stored,
                 Err(error) => {
@@ -50,7 +52,7 @@ impl Checker<'_> {
                     continue;
                 }
             };
-            let counted = u64::from(self.references[cluster as usize]);
+            let counted = u64::from(self.references.get(cluster));
             if stored > 0 || counted > 0 {
                 highest = cluster;
             }
@@ -59,6 +61,16 @@ impl Checker<'_> {
             }
         }
         highest
+    }
+
+    /// The first cluster from `from` on that something is known of: a reference, or a refcount block for it.
+    fn next_described(&self, from: u64) -> Option<u64> {
+        let bits = self.image.geo.refblock_bits();
+        let table = self.image.reftable.borrow();
+        let mut blocks = from >> bits..table.entries.len() as u64;
+        let in_block = blocks.find(|index| table.block_offset(*index) != 0).map(|index| from.max(index << bits));
+        let used = self.references.next_used(from);
+        [used, in_block].into_iter().flatten().min().filter(|cluster| *cluster < self.references.clusters())
     }
 
     async fn settle(&mut self, cluster: u64, stored: u64, counted: u64, fix: Fix) {
@@ -111,7 +123,7 @@ impl Checker<'_> {
         let statistics = CheckResult { corruptions: 0, leaks: 0, ..before.clone() };
         self.result = CheckResult { total_clusters: before.total_clusters, ..CheckResult::default() };
         self.rebuild = false;
-        self.references.fill(0);
+        self.references.clear();
         let fix = std::mem::replace(&mut self.fix, Fix::NOTHING);
         let counted = self.count_all().await;
         self.fix = fix;

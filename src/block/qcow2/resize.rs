@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use crate::block::{BlkdebugEvent, Block, Preallocation, ReqFlags};
+use crate::cutils::alternate_hex;
 use crate::errno::{Errno, Res};
 use crate::sim::CoMutexGuard;
 use crate::store::Content;
@@ -85,12 +86,15 @@ impl Qcow2 {
         locked: &mut Option<CoMutexGuard<'a>>,
     ) -> Result<(), String> {
         let start = old_size.next_multiple_of(self.geo.cluster_size());
-        let can_clear = self.geo.version >= 3;
-        if start < size && can_clear {
-            let cleared = self.clear(block, start, size - start, Clear::Zeroes { unmap: false }).await;
+        if start < size {
+            let cleared = match self.geo.version {
+                // There are no zero clusters, and giving clusters up would let the backing file show through.
+                ..3 => Err(Errno::ENOTSUP),
+                _ => self.clear(block, start, size - start, Clear::Zeroes { unmap: false }).await,
+            };
             cleared.map_err(|error| format!("Failed to zero out new clusters: {error}"))?;
         }
-        let head_end = if can_clear { start.min(size) } else { size };
+        let head_end = start.min(size);
         if head_end == old_size {
             return Ok(());
         }
@@ -221,6 +225,9 @@ impl Qcow2 {
         let mut result = self.write_sync(block, at, prefix_content(entry_bytes(&kept), bytes)).await;
         for (index, (old, new)) in entries.iter().zip(&kept).enumerate() {
             if *old != 0 && *new == 0 {
+                if *old & REFT_OFFSET_MASK == 0 {
+                    block.abort("a refcount block of reserved bits only is dropped");
+                }
                 if result.is_ok() {
                     result = self.drop_refblock(block, *old & REFT_OFFSET_MASK).await;
                 }
@@ -249,24 +256,30 @@ impl Qcow2 {
 
     async fn drop_refblock(&self, block: &Rc<Block>, offset: u64) -> Res<()> {
         let cluster = offset >> self.geo.cluster_bits;
-        let table_index = cluster >> self.geo.refblock_bits();
+        // QEMU has 32 bits for it: far behind any file, it takes another block for the one that counts this one.
+        let table_index = u64::from((cluster >> self.geo.refblock_bits()) as u32);
         let describing = self.reftable.borrow().block_offset(table_index);
-        if describing != 0 {
-            let refblock = self.cache_get(block, &self.refcount_cache, describing).await?;
-            let index = (cluster & (self.geo.refblock_entries() - 1)) as usize;
-            let order = self.geo.refcount_order;
-            let refcount = refblock.read(|table| table.get(order, index));
-            if refcount != 1 {
-                let message = format!(
-                    "Invalid refcount: refblock offset {describing:#x}, reftable index {table_index}, \
-                     block offset {offset:#x}, refcount {refcount:#x}"
-                );
-                drop(refblock);
-                self.signal_corruption(block, true, None, message).await;
-                return Err(Errno::EINVAL);
-            }
-            refblock.update(|table| table.set(order, index, 0));
+        if describing == 0 {
+            let message = format!("Refblock at {offset:#x} is not covered by the refcount structures");
+            self.signal_corruption(block, true, None, message).await;
+            return Err(Errno::EIO);
         }
+        let refblock = self.cache_get(block, &self.refcount_cache, describing).await?;
+        let index = (cluster & (self.geo.refblock_entries() - 1)) as usize;
+        let order = self.geo.refcount_order;
+        let refcount = refblock.read(|table| table.get(order, index));
+        if refcount != 1 {
+            let message = format!(
+                "Invalid refcount: refblock offset {describing:#x}, reftable index {table_index}, \
+                 block offset {offset:#x}, refcount {}",
+                alternate_hex(refcount)
+            );
+            drop(refblock);
+            self.signal_corruption(block, true, None, message).await;
+            return Err(Errno::EINVAL);
+        }
+        refblock.update(|table| table.set(order, index, 0));
+        drop(refblock);
         self.free_cluster_index.set(self.free_cluster_index.get().min(cluster));
         self.refcount_cache.discard(offset);
         self.queue_discard(offset, self.geo.cluster_size());
@@ -275,7 +288,15 @@ impl Qcow2 {
 
     /// The last cluster of a file of `size` bytes that is in use.
     pub(super) async fn last_cluster(&self, block: &Rc<Block>, size: u64) -> Res<u64> {
-        for cluster in (0..self.geo.clusters(size)).rev() {
+        let mut next = self.geo.clusters(size).checked_sub(1);
+        while let Some(cluster) = next {
+            next = cluster.checked_sub(1);
+            let block_index = cluster >> self.geo.refblock_bits();
+            if self.reftable.borrow().block_offset(block_index) == 0 {
+                // None of the clusters that such a block would count is in use.
+                next = (block_index << self.geo.refblock_bits()).checked_sub(1);
+                continue;
+            }
             let refcount = self.get_refcount(block, cluster).await.inspect_err(|error| {
                 block.report_stderr(format!("Can't get refcount for cluster {cluster}: {error}"));
             })?;

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::bitmap::hbitmap::Bits;
 use crate::bitmap::{Allow, BitmapId, MIN_GRANULARITY, default_granularity};
 use crate::block::{Driver, Node};
+use crate::errno::Errno;
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
 use crate::qmp::machine::Machine;
@@ -170,7 +171,8 @@ impl Machine {
             }
             None => {
                 let shown = self.block.device_or_node_name(node);
-                Err(format!("Can't store persistent bitmaps to {shown}: Operation not supported").into())
+                let why = if node.ejected.get() { Errno::ENOMEDIUM } else { Errno::ENOTSUP };
+                Err(format!("Can't store persistent bitmaps to {shown}: {why}").into())
             }
         }
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
-use crate::block::qcow2::{BitmapInfo, Qcow2Info};
+use crate::block::qcow2::{BitmapInfo, Qcow2Info, Snapshot};
 use crate::block::{DetectZeroes, Driver, Node, NodeId, Parent};
 use crate::qmp::args::Args;
 use crate::qmp::error::{QmpError, QmpResult};
@@ -155,6 +155,10 @@ impl Machine {
             let mut specific = json!({"type": "qcow2"});
             specific["data"] = specific_info(&qcow2.info(), stored.get(&node.id));
             image["format-specific"] = specific;
+            let snapshots = qcow2.info().snapshots;
+            if !snapshots.is_empty() {
+                image["snapshots"] = snapshots.iter().map(Snapshot::info).collect();
+            }
             if let Some(name) = qcow2.backing_name() {
                 image["full-backing-filename"] = self.block.relative_to(node, &name).into();
                 image["backing-filename"] = name.into();
