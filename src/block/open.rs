@@ -445,22 +445,25 @@ impl Block {
         let file = ChildRef::Inline(Box::new(file));
         let format = match format {
             Some(format) => format,
-            None if self.probe_qcow2(filename) => "qcow2",
-            None => "raw",
+            None => self.probe(filename),
         };
         let driver = match format {
             "qcow2" => DriverOptions::Qcow2 { file, backing: BackingRef::FromImage, options: Qcow2Options::default() },
             "raw" => DriverOptions::Raw { file, window: Window::default() },
+            "qcow" => DriverOptions::Other { driver: "qcow", file: Some(file) },
             other => return Err(format!("Unknown driver '{other}'")),
         };
         Ok(OpenOptions { node_name: None, common: CommonOptions::default(), driver, own: Map::new() })
     }
 
-    /// Whether a file begins like a qcow2 image.
-    fn probe_qcow2(&self, filename: &str) -> bool {
+    /// The format that the beginning of a file looks like (`bdrv_probe_all`).
+    fn probe(&self, filename: &str) -> &'static str {
         let head = self.host.open(filename).and_then(|store| store.read(0, 8)).map(|head| head.to_vec());
-        // Version 1 is another format, which is told when it is opened.
-        head.is_ok_and(|head| head.starts_with(b"QFI\xfb") && head.get(4..8).is_some_and(|version| version != [0; 4]))
+        match head.as_deref() {
+            Ok([b'Q', b'F', b'I', 0xfb, 0, 0, 0, 1]) => "qcow",
+            Ok([b'Q', b'F', b'I', 0xfb, version @ ..]) if *version != [0; 4] => "qcow2",
+            _ => "raw",
+        }
     }
 
     async fn open_cbw(self: &Rc<Self>, name: Option<&str>, options: NodeOptions, driver: &DriverOptions) -> Opened {

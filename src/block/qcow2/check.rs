@@ -256,7 +256,6 @@ impl<'a> Checker<'a> {
             self.count(l2, self.image.geo.cluster_size())?;
             if self.image.geo.into_cluster(l2) != 0 {
                 self.complain(format!("ERROR l2_offset={l2:x}: Table is not cluster aligned; L1 entry corrupted"));
-                continue;
             }
             self.count_l2(l2, active).await?;
         }

@@ -352,7 +352,7 @@ pub(super) struct CacheShape {
 pub(super) fn cache_shape(header: &Header, options: &Qcow2Options) -> Result<CacheShape, String> {
     let cluster = 1u64 << header.cluster_bits;
     if header.crypt_method > 2 {
-        return Err(format!("Unsupported encryption method {}", header.crypt_method));
+        return Err(format!("Unsupported encryption method {}", header.crypt_method as i32));
     }
     let whole_disk = (header.size.div_ceil(cluster).saturating_mul(ENTRY_BYTES)).next_multiple_of(cluster);
     let [both, given_l2, given_entry, given_refcount] = options.sizes().map(|(_, size)| size.map(i64::unsigned_abs));

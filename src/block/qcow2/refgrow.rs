@@ -21,7 +21,7 @@ impl Qcow2 {
     /// tells to look for free clusters again, since it may lie in those that were found.
     pub(super) async fn refblock_for<'a>(&'a self, block: &Rc<Block>, cluster: u64) -> Res<TableRef<'a, Refblock>> {
         block.debug_event(self.file, BlkdebugEvent::RefblockAlloc).await;
-        let table_index = cluster >> self.geo.refblock_bits();
+        let table_index = self.short_table_index(cluster);
         let offset = self.reftable.borrow().block_offset(table_index);
         if offset != 0 {
             if self.geo.into_cluster(offset) != 0 {
@@ -36,9 +36,15 @@ impl Qcow2 {
         })
     }
 
+    /// The entry of the refcount table for a cluster where QEMU has 32 bits for it: far behind any file it is another
+    /// cluster's, whose refcount is changed then.
+    pub(super) fn short_table_index(&self, cluster: u64) -> u64 {
+        u64::from((cluster >> self.geo.refblock_bits()) as u32)
+    }
+
     fn make_refblock<'a>(&'a self, block: &'a Rc<Block>, cluster: u64) -> BoxFuture<'a, Res<()>> {
         Box::pin(async move {
-            let table_index = cluster >> self.geo.refblock_bits();
+            let table_index = self.short_table_index(cluster);
             // The L2 tables may refer to clusters whose refcounts are about to be flushed.
             self.cache_flush(block, &self.l2_cache).await?;
             let new = self.find_free(block, self.geo.cluster_size(), MAX_HOST_OFFSET).await?;

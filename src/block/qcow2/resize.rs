@@ -256,8 +256,7 @@ impl Qcow2 {
 
     async fn drop_refblock(&self, block: &Rc<Block>, offset: u64) -> Res<()> {
         let cluster = offset >> self.geo.cluster_bits;
-        // QEMU has 32 bits for it: far behind any file, it takes another block for the one that counts this one.
-        let table_index = u64::from((cluster >> self.geo.refblock_bits()) as u32);
+        let table_index = self.short_table_index(cluster);
         let describing = self.reftable.borrow().block_offset(table_index);
         if describing == 0 {
             let message = format!("Refblock at {offset:#x} is not covered by the refcount structures");
