@@ -23,7 +23,7 @@ fn assert_aborts(text: &str, compat: Compat, command: &str) {
     let Ending::Failed { line, why, .. } = ending(text, compat) else { panic!("it passed") };
     let place = text.lines().position(|line| line.contains(command)).expect("the command");
     assert_eq!(line as usize, place + 1);
-    assert!(why.starts_with("QEMU ended by itself: signal 6 (SIGABRT"), "{why}");
+    assert!(why.starts_with("QEMU ended by itself: ") && why.contains("signal 6 (SIGABRT"), "{why}");
 }
 
 #[test]
@@ -55,6 +55,7 @@ fn a_write_must_not_lie_behind_a_bitmap() {
 fn a_refcount_block_must_lie_somewhere() {
     for compat in [Compat::Qemu72, Compat::Qemu100] {
         assert_aborts(include_str!("aborts/refblock-of-reserved-bits.yaml"), compat, "block_resize");
+        assert_aborts(include_str!("aborts/refblock-of-reserved-bits-in-qemu-img.yaml"), compat, "--shrink");
     }
 }
 

@@ -78,6 +78,8 @@ pub struct ImgOutput {
     pub stderr: String,
     /// Exit status.
     pub status: i32,
+    /// What an assertion of QEMU has found, if one has failed; the rest does not count then.
+    pub aborted: Option<&'static str>,
 }
 
 /// An image that a scenario wants, as behind `qemu-img create -q`.

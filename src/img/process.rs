@@ -86,6 +86,7 @@ impl Process {
             stdout: self.block.stdout.take().into_text(),
             stderr: self.block.stderr.take(),
             status: status.unwrap_or(137),
+            aborted: self.block.aborted(),
         }
     }
 

@@ -225,7 +225,7 @@ impl SimBackend {
         };
         machine.kill();
         self.retire();
-        Err(RunError::failed(format!("QEMU ended by itself: signal 6 (SIGABRT, as after a failed assertion): {why}")))
+        Err(aborted("", why))
     }
 
     /// The machine that was launched, even if it has been told to quit.
@@ -278,6 +278,11 @@ impl SimBackend {
     fn watched(&self) -> Option<Rc<Machine>> {
         self.0.machine.borrow().clone().or_else(|| self.0.dead.borrow().clone())
     }
+}
+
+/// The end of a run in which an assertion of QEMU fails; `program` names qemu-img and what it was to do.
+fn aborted(program: &str, why: &str) -> RunError {
+    RunError::failed(format!("QEMU ended by itself: {program}signal 6 (SIGABRT, as after a failed assertion): {why}"))
 }
 
 impl Backend for SimBackend {
@@ -355,6 +360,9 @@ impl Backend for SimBackend {
 
     async fn qemu_img(&self, args: &[String]) -> Result<QemuImgOutput, RunError> {
         let output = crate::img::run(&self.0.img, args).await;
+        if let Some(why) = output.aborted {
+            return Err(aborted(&format!("qemu-img {}: ", args.join(" ")), why));
+        }
         Ok(QemuImgOutput { stdout: output.stdout, stderr: output.stderr, status: output.status })
     }
 
