@@ -169,6 +169,11 @@ impl Sim {
         self.0.step_limit.set(limit);
     }
 
+    /// Ends the run as [`Stuck::StepLimit`] before its next step: somebody has seen that it goes round and round.
+    pub fn give_up(&self) {
+        self.0.step_limit.set(self.0.steps.get());
+    }
+
     /// Counts a task entered or a request begun: an event that goes on for ever would never come to the limit of steps,
     /// only to the end of memory.
     ///
