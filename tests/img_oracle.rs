@@ -36,7 +36,7 @@ const KNOWN: &[(&str, &str, &str)] = &[
 ];
 
 fn masked(output: ImgOutput) -> ImgOutput {
-    ImgOutput { stdout: mask(&output.stdout), stderr: mask(&output.stderr), status: output.status }
+    ImgOutput { stdout: mask(&output.stdout), stderr: mask(&output.stderr), ..output }
 }
 
 fn play(real: &Real, compat: Compat, name: &str, script: &str) -> Vec<String> {

@@ -149,7 +149,7 @@ fn simulated(bench: &Bench, line: &[&str]) -> ImgOutput {
     let line = prefixed(line);
     let output = bench.run(&line.iter().map(String::as_str).collect::<Vec<_>>());
     let plain = |text: String| text.replace(PREFIX, "");
-    ImgOutput { stdout: plain(output.stdout), stderr: plain(output.stderr), status: output.status }
+    ImgOutput { stdout: plain(output.stdout), stderr: plain(output.stderr), ..output }
 }
 
 /// The behaviour of the real tool that is there.

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::shared::RefCell;
-use super::{Choices, Footprint, Sim};
+use super::{Choices, Footprint, Sim, Stuck};
 
 #[test]
 fn requests_found_complete_together_are_told_newest_first() {
@@ -34,4 +34,19 @@ fn an_event_without_end_is_told_before_memory_ends() {
             kernel.spawn("a request", async {});
         }
     });
+}
+
+#[test]
+fn a_run_that_is_given_up_ends_before_its_next_step() {
+    let sim = Sim::new(Choices::qemu());
+    let kernel = sim.clone();
+    let ended = sim.run("round and round", async move {
+        for round in 0_u32.. {
+            kernel.sleep(1).await;
+            if round == 10 {
+                kernel.give_up();
+            }
+        }
+    });
+    assert!(matches!(ended, Err(Stuck::StepLimit(steps, _)) if steps < 30), "{ended:?}");
 }

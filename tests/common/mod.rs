@@ -90,6 +90,7 @@ impl Real {
             stdout: text(&output.stdout),
             stderr: text(&output.stderr),
             status: output.status.code().unwrap_or(-1),
+            aborted: None,
         }
     }
 
