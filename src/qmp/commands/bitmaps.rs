@@ -153,6 +153,10 @@ impl Machine {
     async fn check_storable(&self, node: &Rc<Node>, name: &str, granularity: u64) -> Result<(), QmpError> {
         match node.qcow2() {
             Some(qcow2) => {
+                // The format looks at this first; other formats never come so far.
+                if node.bitmaps.borrow().find(name).is_some() {
+                    return Err(format!("Bitmap already exists: {name}").into());
+                }
                 let (block, owned) = (self.block.clone(), name.to_owned());
                 let checked = self
                     .block
