@@ -72,8 +72,10 @@ impl Machine {
         let jobs = Jobs::new(block.clone());
         let events: Rc<RefCell<Vec<QmpEvent>>> = Rc::default();
         let event_waiters: Rc<WaitQueue> = Rc::default();
-        let (sink, waiters) = (events.clone(), event_waiters.clone());
+        let (sink, waiters, below) = (events.clone(), event_waiters.clone(), block.clone());
         jobs.set_sink(move |event| {
+            // What the block layer has met on the job's behalf comes before what the job makes of it.
+            send_notices(&below, &sink, &waiters);
             let event = QmpEvent::of_job(event, sim.now());
             send(&sim, &sink, &waiters, event);
         });
@@ -106,11 +108,7 @@ impl Machine {
 
     /// Sends what the block layer has noticed meanwhile.
     pub(super) fn send_notices(&self) {
-        let notices = std::mem::take(&mut *self.block.notices.borrow_mut());
-        let sim = &self.block.sim;
-        for notice in notices {
-            send(sim, &self.events, &self.event_waiters, QmpEvent::of_notice(notice, sim.now()));
-        }
+        send_notices(&self.block, &self.events, &self.event_waiters);
     }
 
     /// A client's command: handed to the monitor, its reply awaited. The reply is as on the wire.
@@ -181,6 +179,13 @@ impl Machine {
         self.block.sim.kill();
         self.jobs.clear();
         self.block.abandon();
+    }
+}
+
+fn send_notices(block: &Block, events: &RefCell<Vec<QmpEvent>>, waiters: &WaitQueue) {
+    let notices = std::mem::take(&mut *block.notices.borrow_mut());
+    for notice in notices {
+        send(&block.sim, events, waiters, QmpEvent::of_notice(notice, block.sim.now()));
     }
 }
 
