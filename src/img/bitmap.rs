@@ -179,14 +179,8 @@ impl Work<'_> {
         let Some(qcow2) = node.qcow2() else {
             return Err(format!("Can't store persistent bitmaps to {}: Operation not supported", node.name));
         };
-        // The format looks at this first; other formats never come so far.
-        if node.bitmaps.borrow().find(self.name).is_some() {
-            return Err(format!("Bitmap already exists: {}", self.name));
-        }
         let (block, name) = (self.process.block.clone(), self.name.to_owned());
-        let checked =
-            self.process.co(async move { qcow2.can_store_new_bitmap(&block, &name, granularity).await }).await;
-        checked.map_err(|reason| format!("Can't make bitmap '{}' persistent in '{}': {reason}", self.name, node.name))
+        self.process.co(async move { qcow2.can_store_new_bitmap(&block, &name, granularity).await }).await
     }
 
     async fn remove(&self) -> Result<(), String> {

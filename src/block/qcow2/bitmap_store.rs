@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
-use crate::block::{Block, ReqFlags};
+use crate::block::{Block, Node, ReqFlags};
 use crate::store::Content;
 
 use super::Qcow2;
@@ -195,17 +195,26 @@ impl Qcow2 {
     }
 
     /// Whether a persistent bitmap of this name and granularity (bytes) could be stored. The error
-    /// is QEMU's text without its prefix.
+    /// is QEMU's text (`qcow2_co_can_store_new_dirty_bitmap` in `block/qcow2-bitmap.c`).
     pub async fn can_store_new_bitmap(
         self: &Rc<Self>,
         block: &Rc<Block>,
         name: &str,
         granularity: u64,
     ) -> Result<(), String> {
+        let node = block.node(self.node);
+        if node.bitmaps.borrow().find(name).is_some() {
+            return Err(format!("Bitmap already exists: {name}"));
+        }
+        let shown = block.device_or_node_name(&node);
+        self.check_new_bitmap(&node, name, granularity)
+            .map_err(|reason| format!("Can't make bitmap '{name}' persistent in '{shown}': {reason}"))
+    }
+
+    fn check_new_bitmap(&self, node: &Node, name: &str, granularity: u64) -> Result<(), String> {
         if self.geo.version < 3 {
             return Err("Cannot store dirty bitmaps in qcow2 v2 files".to_owned());
         }
-        let node = block.node(self.node);
         self.check_constraints(node.length.get(), name, granularity)?;
         let list = node.bitmaps.borrow();
         let names = || list.iter().filter(|(_, bitmap)| is_stored(bitmap)).filter_map(|(_, b)| b.name.as_deref());

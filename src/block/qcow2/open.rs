@@ -25,7 +25,7 @@ use super::layout::{ENTRY_BYTES, Geometry, L1E_OFFSET_MASK, MAX_L1_BYTES, MAX_RE
 use super::options::{OpenFlags, Qcow2Options};
 use super::overlap::Span;
 use super::refcount::Reftable;
-use super::snapshot::read_snapshots;
+use super::snapshot::{FIXED_BYTES, MAX_SNAPSHOTS, read_snapshots};
 use super::table::{content_prefix, entries_of};
 
 /// Incompatible features that are known here.
@@ -243,10 +243,11 @@ fn check_tables(header: &Header, flags: OpenFlags) -> Result<(), String> {
         return Err("Reference count table offset invalid".to_owned());
     }
     if !flags.check {
-        if header.nb_snapshots > 65536 {
+        let snapshots = u64::from(header.nb_snapshots);
+        if snapshots > MAX_SNAPSHOTS {
             return Err("Snapshot table too large".to_owned());
         }
-        if !table_fits(header, header.snapshots_offset, u64::from(header.nb_snapshots) * 40) {
+        if !table_fits(header, header.snapshots_offset, snapshots * FIXED_BYTES) {
             return Err("Snapshot table offset invalid".to_owned());
         }
     }

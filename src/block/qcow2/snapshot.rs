@@ -11,6 +11,8 @@ use crate::errno::Errno;
 use super::header::Header;
 use super::layout::be_at;
 
+/// Most internal snapshots.
+pub(super) const MAX_SNAPSHOTS: u64 = 65536;
 /// Largest snapshot table, bytes.
 pub(super) const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// Largest extra data of one entry, bytes.

@@ -11,10 +11,8 @@ use super::check::Checker;
 use super::layout::be_at;
 use super::open::read_bytes;
 use super::refcount::DiscardType;
-use super::snapshot::{FIXED_BYTES, MAX_TABLE_BYTES, Repairs, SnapshotTable, read_snapshots};
+use super::snapshot::{FIXED_BYTES, MAX_SNAPSHOTS, MAX_TABLE_BYTES, Repairs, SnapshotTable, read_snapshots};
 
-/// Most internal snapshots.
-const MAX_SNAPSHOTS: u64 = 65536;
 /// Where the header has the number of snapshots, and behind it the place of their table.
 const COUNT_OFFSET: u64 = 60;
 /// Extra data that a table of version 3 must have of each snapshot, bytes.

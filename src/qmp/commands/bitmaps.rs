@@ -153,10 +153,6 @@ impl Machine {
     async fn check_storable(&self, node: &Rc<Node>, name: &str, granularity: u64) -> Result<(), QmpError> {
         match node.qcow2() {
             Some(qcow2) => {
-                // The format looks at this first; other formats never come so far.
-                if node.bitmaps.borrow().find(name).is_some() {
-                    return Err(format!("Bitmap already exists: {name}").into());
-                }
                 let (block, owned) = (self.block.clone(), name.to_owned());
                 let checked = self
                     .block
@@ -165,13 +161,7 @@ impl Machine {
                         qcow2.can_store_new_bitmap(&block, &owned, granularity).await
                     })
                     .await;
-                checked.map_err(|reason| {
-                    format!(
-                        "Can't make bitmap '{name}' persistent in '{}': {reason}",
-                        self.block.device_or_node_name(node)
-                    )
-                    .into()
-                })
+                checked.map_err(QmpError::from)
             }
             None => {
                 let shown = self.block.device_or_node_name(node);

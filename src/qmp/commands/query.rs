@@ -153,11 +153,11 @@ impl Machine {
         }
         if let Some(qcow2) = node.qcow2() {
             let mut specific = json!({"type": "qcow2"});
-            specific["data"] = specific_info(&qcow2.info(), stored.get(&node.id));
+            let info = qcow2.info();
+            specific["data"] = specific_info(&info, stored.get(&node.id));
             image["format-specific"] = specific;
-            let snapshots = qcow2.info().snapshots;
-            if !snapshots.is_empty() {
-                image["snapshots"] = snapshots.iter().map(Snapshot::info).collect();
+            if !info.snapshots.is_empty() {
+                image["snapshots"] = info.snapshots.iter().map(Snapshot::info).collect();
             }
             if let Some(name) = qcow2.backing_name() {
                 image["full-backing-filename"] = self.block.relative_to(node, &name).into();
