@@ -186,6 +186,8 @@ quirks! {
     img_map_compressed: true;
     /// 10.0.2 as Debian packages it: qemu-img's later texts for a wrong command line, and more long options.
     img_new_usage: true;
+    /// 10.0: `qemu-img rebase` compares and writes whole clusters, compressed ones if asked to (8.2).
+    img_rebase_in_clusters: true;
     /// 10.0: `Detected format of …` ends in a newline.
     img_hint_newline: true;
     /// 10.0: `qemu-img bitmap` stores bitmaps before the close-time flush and reports failures.

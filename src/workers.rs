@@ -6,6 +6,31 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::thread::{Scope, ScopedJoinHandle};
+
+/// The stack of a thread that makes runs, bytes. A request goes down a chain of images one frame a layer, and a graph may be
+/// as deep as it has nodes (`block::MOST_NODES`); what is not used costs addresses only.
+const STACK_BYTES: usize = 512 << 20;
+
+/// Does `work` on a thread with a stack for the deepest graph; a panic in it goes on here.
+///
+/// # Panics
+/// If the host gives no thread.
+pub fn on_deep_stack<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| spawn(scope, work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
+/// A thread of `scope` with a stack for the deepest graph.
+///
+/// # Panics
+/// If the host gives no thread, as that of the standard library does.
+pub fn spawn<'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> R + Send + 'scope,
+) -> ScopedJoinHandle<'scope, R> {
+    let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+    builder.spawn_scoped(scope, work).expect("the host gives a thread")
+}
 
 /// How many pieces this machine does at once without one waiting for another.
 pub fn cores() -> usize {
@@ -28,7 +53,7 @@ pub fn in_order<R: Send, E>(
         for _ in 0..threads {
             let sender = sender.clone();
             let (next, stop, work) = (&next, &stop, &work);
-            scope.spawn(move || {
+            spawn(scope, move || {
                 while !stop.load(Ordering::Relaxed) {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     // Nobody listens any more once taking has failed.

@@ -119,9 +119,10 @@ fn what_is_not_modelled_is_said_and_fails() {
         "info -f vmdk a",
         "info nbd://localhost",
         "compare -p a a",
-        "rebase -b a -F qcow2 a",
+        "rebase -p -b a -F qcow2 a",
         "convert -l snap a b",
-        "convert -n a b",
+        "convert -C a b",
+        "convert -p a b",
         "convert a a b",
         "convert -O vmdk a b",
     ] {

@@ -51,6 +51,11 @@ impl Backend {
         }
     }
 
+    /// The process has died: the edge and its backend must not keep each other alive.
+    pub(super) fn abandon(&self) {
+        self.root.take();
+    }
+
     pub(super) fn wake_queued(&self, block: &Block) {
         self.queued.wake_all(&block.sim);
     }

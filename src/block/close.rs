@@ -252,7 +252,9 @@ impl Block {
             *node.driver.borrow_mut() = Driver::None;
             self.remove_node(node.id);
         }
-        self.backends.borrow_mut().clear();
+        for backend in self.backends.take() {
+            backend.abandon();
+        }
     }
 
     /// The first blkdebug node at or below `id`.

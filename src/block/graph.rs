@@ -21,6 +21,10 @@ use super::node::{Driver, Edge, JobParent, Node, NodeId, NodeOptions, Parent, Ro
 use super::printed::Printed;
 use super::timing::Timing;
 
+/// Most nodes that a process has at a time. QEMU's limit is the number of files that its host lets it open, some 1,000 as a rule;
+/// images that are backing files of each other, which it does not notice, end there.
+pub const MOST_NODES: usize = 1000;
+
 /// The block layer of one QEMU process (or of one run of qemu-img).
 pub struct Block {
     /// The kernel that everything runs on.
@@ -204,6 +208,9 @@ impl Block {
             }
             None => (self.generate_name(), true),
         };
+        if self.order.borrow().len() >= MOST_NODES {
+            return Err(format!("not modelled: more than {MOST_NODES} nodes"));
+        }
         let mut nodes = self.nodes.borrow_mut();
         let id = NodeId(nodes.len() as u32);
         let node = Rc::new(Node {

@@ -183,6 +183,19 @@ impl Block {
         Ok((status.flags.contains(StatusFlags::ALLOCATED), status.bytes))
     }
 
+    /// Whether a layer from `top` down to, and not including, `base` has a range, and for how many bytes that holds: none
+    /// behind the end of `top` (`bdrv_is_allocated_above`).
+    pub async fn co_is_allocated_above(
+        self: &Rc<Self>,
+        top: NodeId,
+        base: Option<NodeId>,
+        offset: u64,
+        bytes: u64,
+    ) -> Res<(bool, u64)> {
+        let status = self.co_block_status_above(top, base, offset, bytes, false).await?.status;
+        Ok((status.flags.contains(StatusFlags::ALLOCATED), status.bytes))
+    }
+
     /// Whether a range surely reads as zeros, as far as one cheap look at the chain tells; it does not tell where the
     /// range goes on behind the node's end (`bdrv_co_is_zero_fast`).
     pub async fn co_is_zero_fast(self: &Rc<Self>, node: NodeId, offset: u64, bytes: u64) -> Res<bool> {

@@ -34,14 +34,18 @@ use error::Failure;
 use exit::Exit;
 use terminal::Surroundings;
 
+use crate::workers::on_deep_stack;
+
 /// The process: runs what the arguments say and returns its status.
 pub fn main(runner: Runner) -> ExitCode {
-    let exit = guarded(|| {
-        let Surroundings { style, progress, ci } = Surroundings::look();
-        let mut out = BufWriter::new(io::stdout().lock());
-        let mut err = io::stderr();
-        let mut terminal = Terminal { out: &mut out, err: &mut err, style, progress, ci };
-        execute(std::env::args_os(), &mut terminal, runner)
+    let exit = on_deep_stack(|| {
+        guarded(|| {
+            let Surroundings { style, progress, ci } = Surroundings::look();
+            let mut out = BufWriter::new(io::stdout().lock());
+            let mut err = io::stderr();
+            let mut terminal = Terminal { out: &mut out, err: &mut err, style, progress, ci };
+            execute(std::env::args_os(), &mut terminal, runner)
+        })
     });
     match exit {
         Ok(exit) => exit.into(),

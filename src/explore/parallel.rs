@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::run::Setup;
 use super::search::{Plan, Seeded, Tally};
+use crate::workers::spawn;
 
 /// Makes the setup inside a thread, since a case can't be sent there.
 pub type MakeSetup<'a> = &'a (dyn Fn() -> Setup + Sync);
@@ -51,7 +52,7 @@ pub fn search_on(
         let (common, begun_at) = (&common, begun.next);
         for _ in 0..threads.max(1) {
             let sender = sender.clone();
-            scope.spawn(move || work(common, make, begun_at, &sender));
+            spawn(scope, move || work(common, make, begun_at, &sender));
         }
         // The channel ends when the last thread does.
         drop(sender);

@@ -6,41 +6,80 @@
 use super::process::{Exit, Outcome, failure};
 use crate::quirks::Quirks;
 
-/// An option of a subcommand.
+/// An option of a subcommand. Where it has two long forms or two letters, it is two of these with one key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opt {
     /// What the program calls it.
     pub(super) key: &'static str,
+    /// Its long form.
+    long: Form<&'static str>,
     /// Its short form.
-    pub(super) short: Option<char>,
-    /// Where the key is its long form.
-    pub(super) long: Long,
+    letter: Form<char>,
     /// Whether it has an argument.
     pub(super) takes: bool,
 }
 
-/// Where an option has a long form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Long {
-    /// In both versions.
-    Always,
-    /// Only in 10.0.2 as Debian packages it.
-    New,
+/// One way to write an option, and which version knows it.
+#[derive(Clone, Copy, Debug)]
+enum Form<T> {
+    /// None does.
+    None,
+    /// Both do.
+    Always(T),
+    /// Only 10.0.2, as Debian packages it.
+    New(T),
+}
+
+impl<T: Copy> Form<T> {
+    fn of(self, quirks: &Quirks) -> Option<T> {
+        match self {
+            Form::Always(form) => Some(form),
+            Form::New(form) if quirks.img_new_usage => Some(form),
+            _ => None,
+        }
+    }
+}
+
+impl Opt {
+    /// The same option with another long form, of the later version.
+    pub(super) const fn called(self, name: &'static str) -> Opt {
+        Opt { long: Form::New(name), ..self }
+    }
 }
 
 /// An option with both forms.
-pub(super) const fn opt(key: &'static str, short: char, takes: bool) -> Opt {
-    Opt { key, short: Some(short), long: Long::Always, takes }
+pub(super) const fn opt(key: &'static str, letter: char, takes: bool) -> Opt {
+    Opt { key, long: Form::Always(key), letter: Form::Always(letter), takes }
 }
 
 /// An option whose long form came later.
-pub(super) const fn short(key: &'static str, short: char, takes: bool) -> Opt {
-    Opt { key, short: Some(short), long: Long::New, takes }
+pub(super) const fn short(key: &'static str, letter: char, takes: bool) -> Opt {
+    Opt { key, long: Form::New(key), letter: Form::Always(letter), takes }
 }
 
 /// An option without a short form.
 pub(super) const fn long(key: &'static str, takes: bool) -> Opt {
-    Opt { key, short: None, long: Long::Always, takes }
+    Opt { key, long: Form::Always(key), letter: Form::None, takes }
+}
+
+/// An option without a long form.
+pub(super) const fn letter(key: &'static str, letter: char, takes: bool) -> Opt {
+    Opt { key, long: Form::None, letter: Form::Always(letter), takes }
+}
+
+/// An option that came later.
+pub(super) const fn newer(key: &'static str, letter: char, takes: bool) -> Opt {
+    Opt { key, long: Form::New(key), letter: Form::New(letter), takes }
+}
+
+/// A short form that came later, of an option that has a long one.
+pub(super) const fn newer_letter(key: &'static str, letter: char, takes: bool) -> Opt {
+    Opt { key, long: Form::None, letter: Form::New(letter), takes }
+}
+
+/// A second long form that came later.
+pub(super) const fn newer_name(key: &'static str, name: &'static str, takes: bool) -> Opt {
+    Opt { key, long: Form::New(name), letter: Form::None, takes }
 }
 
 /// What the command line says.
@@ -108,22 +147,21 @@ impl Reader<'_> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (text, None),
         };
-        let known = || self.table.iter().filter(|opt| opt.long == Long::Always || self.quirks.img_new_usage);
-        let exact = known().find(|opt| opt.key == name);
-        let mut begun = known().filter(|opt| opt.key.starts_with(name));
+        let named = |opt: &'static Opt| Some((opt.long.of(self.quirks)?, opt));
+        let known: Vec<(&'static str, &'static Opt)> = self.table.iter().filter_map(named).collect();
+        let exact = known.iter().find(|(long, _)| *long == name);
+        let mut begun = known.iter().filter(|(long, _)| long.starts_with(name));
         let found = exact.or_else(|| begun.next().filter(|_| begun.next().is_none()));
-        let opt = match found {
-            Some(opt) => opt,
-            None => return Err(self.no_such_long(arg, name, &known().map(|opt| opt.key).collect::<Vec<_>>())),
+        let (long, opt) = match found {
+            Some(found) => *found,
+            None => return Err(self.no_such_long(arg, name, &known)),
         };
         let value = match (opt.takes, value) {
             (true, Some(value)) => value,
-            (true, None) => {
-                args.next().ok_or_else(|| self.no_argument(arg, &format!("'--{}'", opt.key), false))?.clone()
-            }
+            (true, None) => args.next().ok_or_else(|| self.no_argument(arg, &format!("'--{long}'"), false))?.clone(),
             (false, None) => String::new(),
             (false, Some(_)) if self.quirks.img_new_usage => {
-                return Err(self.getopt(&format!("option '--{}' doesn't allow an argument", opt.key)));
+                return Err(self.getopt(&format!("option '--{long}' doesn't allow an argument")));
             }
             (false, Some(_)) => return Err(self.usage(&format!("unrecognized option '{arg}'"))),
         };
@@ -139,7 +177,7 @@ impl Reader<'_> {
         parsed: &mut Parsed,
     ) -> Outcome<()> {
         for (at, letter) in cluster.char_indices() {
-            let found = self.table.iter().find(|opt| opt.short == Some(letter));
+            let found = self.table.iter().find(|opt| opt.letter.of(self.quirks) == Some(letter));
             let opt = found.ok_or_else(|| self.no_such_letter(arg, letter))?;
             if !opt.takes {
                 parsed.options.push((opt.key, String::new()));
@@ -157,12 +195,12 @@ impl Reader<'_> {
     }
 
     /// The end by a long option that is not known, or that begins several.
-    fn no_such_long(&self, arg: &str, name: &str, known: &[&str]) -> Exit {
+    fn no_such_long(&self, arg: &str, name: &str, known: &[(&str, &Opt)]) -> Exit {
         if !self.quirks.img_new_usage {
             return self.usage(&format!("unrecognized option '{arg}'"));
         }
         let begun: Vec<String> =
-            known.iter().filter(|key| key.starts_with(name)).map(|key| format!("'--{key}'")).collect();
+            known.iter().filter(|(long, _)| long.starts_with(name)).map(|(long, _)| format!("'--{long}'")).collect();
         match begun.len() {
             0 => self.getopt(&format!("unrecognized option '--{name}'")),
             _ => self.getopt(&format!("option '{arg}' is ambiguous; possibilities: {}", begun.join(" "))),

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::bitmap::{Allow, BitmapId, DirtyBitmap, MIN_GRANULARITY, default_granularity};
 use crate::block::Node;
 
-use super::args::{Opt, Parsed, Reader, long, opt, short};
+use super::args::{Opt, Parsed, Reader, letter, long, opt};
 use super::info::refuse_image_opts;
 use super::options::check_format;
 use super::process::{How, Image, Outcome, Process, failure};
@@ -16,7 +16,7 @@ use super::size;
 
 /// The subcommand's options.
 pub(super) const OPTIONS: &[Opt] = &[
-    short("format", 'f', true),
+    letter("format", 'f', true),
     long("add", false),
     long("remove", false),
     long("clear", false),

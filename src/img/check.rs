@@ -15,7 +15,7 @@ use super::process::{Exit, How, Image, Outcome, Process, failure};
 
 /// The subcommand's options.
 pub(super) const OPTIONS: &[Opt] = &[
-    short("format", 'f', true),
+    opt("format", 'f', true),
     opt("repair", 'r', true),
     long("output", true),
     short("cache", 'T', true),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::block::{Block, BlockStatus, NodeId, ReqFlags, StatusFlags};
 use crate::errno::Errno;
 
-use super::args::{Opt, Reader, long, opt, short};
+use super::args::{Opt, Reader, long, newer_name, opt, short};
 use super::info::refuse_image_opts;
 use super::options::{check_cache_mode, check_format};
 use super::process::{Exit, How, Image, Outcome, Process, not_modelled};
@@ -14,6 +14,8 @@ use super::process::{Exit, How, Image, Outcome, Process, not_modelled};
 pub(super) const OPTIONS: &[Opt] = &[
     short("a-format", 'f', true),
     short("b-format", 'F', true),
+    newer_name("a-format", "left-format", true),
+    newer_name("b-format", "right-format", true),
     short("cache", 'T', true),
     short("progress", 'p', false),
     short("quiet", 'q', false),

@@ -7,7 +7,7 @@ use crate::bitmap::DirtyBitmap;
 use crate::block::Node;
 use crate::quirks::Quirks;
 
-use super::args::{Opt, Parsed, Reader, long, opt, short};
+use super::args::{Opt, Parsed, Reader, letter, long, newer_name, opt, short};
 use super::convert_copy::{Copy, copy};
 use super::create;
 use super::info::refuse_image_opts;
@@ -17,47 +17,43 @@ use super::size;
 
 /// The subcommand's options.
 pub(super) const OPTIONS: &[Opt] = &[
+    long("object", true),
+    newer_name("image-opts", "source-image-opts", false),
+    long("image-opts", false),
     short("source-format", 'f', true),
-    short("target-format", 'O', true),
-    opt("backing", 'B', true),
-    short("backing-format", 'F', true),
-    short("compress", 'c', false),
-    short("options", 'o', true),
-    short("snapshot", 'l', true),
-    short("sparse-size", 'S', true),
-    short("progress", 'p', false),
-    short("quiet", 'q', false),
-    short("no-create", 'n', false),
-    short("target-cache", 't', true),
     short("source-cache", 'T', true),
+    short("snapshot", 'l', true),
+    long("target-image-opts", false),
+    letter("target-format", 'O', true).called("output-format"),
+    short("options", 'o', true),
+    letter("target-cache", 't', true).called("output-cache"),
+    long("target-is-zero", false),
+    letter("backing", 'B', true).called("backing"),
+    short("backing-format", 'F', true),
+    letter("compress", 'c', false),
+    short("sparse-size", 'S', true),
+    letter("progress", 'p', false),
+    short("quiet", 'q', false),
+    letter("no-create", 'n', false),
     short("parallel", 'm', true),
-    short("oob", 'W', false),
-    short("rate-limit", 'r', true),
+    letter("oob", 'W', false).called("oob-writes"),
+    letter("copy-range", 'C', false).called("copy-range-offloading"),
+    letter("rate-limit", 'r', true).called("rate"),
     opt("force-share", 'U', false),
     long("bitmaps", false),
-    long("skip-broken-bitmaps", false),
     long("salvage", false),
-    long("target-is-zero", false),
-    long("image-opts", false),
-    long("target-image-opts", false),
-    long("object", true),
+    long("skip-broken-bitmaps", false),
 ];
 
 /// What changes the result and is not modelled.
-const REFUSED: &[(&str, &str)] = &[
-    ("snapshot", "-l"),
-    ("progress", "-p"),
-    ("no-create", "-n"),
-    ("rate-limit", "-r"),
-    ("salvage", "--salvage"),
-    ("target-is-zero", "--target-is-zero"),
-];
+const REFUSED: &[(&str, &str)] =
+    &[("snapshot", "-l"), ("progress", "-p"), ("copy-range", "-C"), ("rate-limit", "-r"), ("salvage", "--salvage")];
 
 /// What `-S` is by default, bytes.
 const SPARSE_BYTES: u64 = 4096;
 /// What it may be at most, bytes.
 const MAX_SPARSE_BYTES: u64 = 16 << 20;
-/// What it has to be a multiple of, bytes.
+/// What it has to be a multiple of, and what copies consist of, bytes.
 const SECTOR_BYTES: u64 = 512;
 /// Workers that copy, unless `-m` says otherwise.
 const WORKERS: usize = 8;
@@ -72,6 +68,7 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     if parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps") {
         return Err(failure("Use of --skip-broken-bitmaps requires --bitmaps"));
     }
+    refuse_contradictions(&parsed)?;
     let sparse = sparse_size(process, &parsed)?;
     if parsed.get("parallel").is_some_and(|text| !matches!(text.parse(), Ok(1..=16u8))) {
         return Err(failure(if process.quirks().img_new_usage {
@@ -89,12 +86,25 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     };
     let format = parsed.get("source-format");
     format.map_or(Ok(()), check_format)?;
-    let how = How { force_share: parsed.has("force-share"), ..How::default() };
+    let force_share = parsed.has("force-share");
+    let how = How { force_share, no_share: !force_share, ..How::default() };
     let image = process.open(source, format, how).await?;
     let done = process.told(convert(process, &parsed, &image, target, sparse).await);
     process.close(image).await;
     done?;
     Ok(0)
+}
+
+/// What a new image would need and an old one must not have, or the other way round.
+fn refuse_contradictions(parsed: &Parsed) -> Outcome<()> {
+    let old = parsed.has("no-create");
+    if old && parsed.has("options") {
+        return Err(failure("-o has no effect when skipping image creation"));
+    }
+    if parsed.has("target-is-zero") && !old {
+        return Err(failure("--target-is-zero requires use of -n flag"));
+    }
+    Ok(())
 }
 
 fn sparse_size(process: &Process, parsed: &Parsed) -> Outcome<u64> {
@@ -112,30 +122,47 @@ fn sparse_size(process: &Process, parsed: &Parsed) -> Outcome<u64> {
 
 async fn convert(process: &Process, parsed: &Parsed, source: &Image, target: &str, sparse: u64) -> Outcome<()> {
     let format = parsed.get("target-format").unwrap_or("raw");
+    let (compress, bitmaps, old) = (parsed.has("compress"), parsed.has("bitmaps"), parsed.has("no-create"));
+    let mut backed = parsed.has("backing");
+    if old && backed && parsed.has("target-is-zero") {
+        // The real tool tells so and ends well.
+        process.report("Cannot use --target-is-zero when the destination image has a backing file");
+        return Ok(());
+    }
     check_format(format)?;
-    let options = target_options(process.quirks(), parsed, source, format)?;
-    let compress = parsed.has("compress");
-    if compress && !options.is_qcow2() {
-        return Err(failure("Compression not supported for this file format"));
+    if old {
+        if bitmaps {
+            check_source_bitmaps(parsed, &source.node)?;
+        }
+    } else {
+        let options = target_options(process.quirks(), parsed, source, format)?;
+        if compress && !options.is_qcow2() {
+            return Err(failure("Compression not supported for this file format"));
+        }
+        if compress && options.get("preallocation").is_some_and(|mode| mode != "off") {
+            return Err(failure("Compression and preallocation not supported at the same time"));
+        }
+        if bitmaps {
+            check_source_bitmaps(parsed, &source.node)?;
+        }
+        let created = create::make(process, target, &options).await;
+        created.map_err(|text| failure(format!("{target}: error while converting {format}: {text}")))?;
+        backed = options.get("backing_file").is_some();
     }
-    if compress && options.get("preallocation").is_some_and(|mode| mode != "off") {
-        return Err(failure("Compression and preallocation not supported at the same time"));
-    }
-    let bitmaps = parsed.has("bitmaps");
-    if bitmaps {
-        check_source_bitmaps(parsed, &source.node)?;
-    }
-    let created = create::make(process, target, &options).await;
-    created.map_err(|text| failure(format!("{target}: error while converting {format}: {text}")))?;
-    let how = How { write: true, resize: true, unmap: true, ..How::default() };
+    let how = How { write: true, resize: true, unmap: sparse > 0, ..How::default() };
     let new = process.open(target, Some(format), how).await?;
     // The real tool looks at the new image, not at its options: the file stays.
     let done = if bitmaps && !stores_bitmaps(&new.node) {
         Err(failure(format!("Format driver '{format}' does not support bitmaps")))
+    } else if compress && new.node.qcow2().is_none() {
+        Err(failure("Compression not supported for this file format"))
+    } else if new.node.length.get() < source.node.length.get() {
+        Err(failure("output file is smaller than input file"))
     } else {
         let workers = parsed.get("parallel").and_then(|text| text.parse().ok()).unwrap_or(WORKERS);
-        let (backed, in_order) = (options.get("backing_file").is_some(), !parsed.has("oob"));
-        let plan = Plan { compress, sparse, bitmaps, backed, workers, in_order };
+        // Whether zeros need not be told: an old image has them if the user says so, a new one unless -S 0 wants data.
+        let zeroed = if old { parsed.has("target-is-zero") } else { !backed && sparse > 0 };
+        let plan = Plan { compress, sparse, bitmaps, new: !old, backed, zeroed, workers, in_order: !parsed.has("oob") };
         fill(process, source, &new, plan).await
     };
     let done = process.told(done);
@@ -148,8 +175,12 @@ struct Plan {
     compress: bool,
     sparse: u64,
     bitmaps: bool,
-    /// The new image has a backing file.
+    /// The image was made for this, and the length of its backing file is looked at.
+    new: bool,
+    /// What has no data in the source is left to the image's backing file.
     backed: bool,
+    /// The image reads as zeros where nothing is written.
+    zeroed: bool,
     workers: usize,
     in_order: bool,
 }
@@ -211,9 +242,16 @@ async fn fill(process: &Process, source: &Image, target: &Image, plan: Plan) -> 
         source: source.node.id,
         target: target.node.id,
         bytes: source.node.length.get(),
+        source_unit: source.node.qcow2().map_or(SECTOR_BYTES, |qcow2| qcow2.cluster_size()),
         compress_unit: cluster.filter(|_| plan.compress),
         sparse: plan.sparse,
-        backing: if plan.backed { target.node.backing() } else { None },
+        backed: plan.backed,
+        backing_bytes: target
+            .node
+            .backing()
+            .filter(|_| plan.new && plan.backed)
+            .map(|id| process.block.node(id).length.get()),
+        zeroed: plan.zeroed,
         workers: plan.workers,
         in_order: plan.in_order,
     };

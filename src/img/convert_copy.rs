@@ -21,12 +21,18 @@ pub(super) struct Copy {
     pub(super) target: NodeId,
     /// Length of both, bytes.
     pub(super) bytes: u64,
+    /// A cluster of the source, bytes.
+    pub(super) source_unit: u64,
     /// Compressed clusters are written, of so many bytes.
     pub(super) compress_unit: Option<u64>,
     /// Zeros are left out where so many bytes of them stand together; 0: never.
     pub(super) sparse: u64,
-    /// The new image's backing file, which has what the source's own backing file has.
-    pub(super) backing: Option<NodeId>,
+    /// What the source's top layer has nothing of is left to the target's backing file.
+    pub(super) backed: bool,
+    /// That file's length, bytes, if there is one.
+    pub(super) backing_bytes: Option<u64>,
+    /// The target reads as zeros where nothing is written.
+    pub(super) zeroed: bool,
     /// How many workers copy (`-m`).
     pub(super) workers: usize,
     /// They write in the order of the image (not with `-W`).
@@ -49,6 +55,8 @@ struct Progress {
     looking: CoMutex,
     /// Where that begins.
     next: Cell<u64>,
+    /// What stands there, up to which offset, as far as the source has been asked.
+    known: Cell<Option<(Run, u64)>>,
     /// Up to where everything has been written.
     written: Cell<u64>,
     /// Workers that have read and wait for their turn to write, and where that begins.
@@ -126,7 +134,7 @@ async fn take_run(work: &Copy, progress: &Progress) -> Option<(u64, Run, u64)> {
     if progress.failed.get() || at >= work.bytes {
         return None;
     }
-    let (run, bytes) = next_run(work, at).await.map_err(|text| tell(work, progress, Err(text))).ok()?;
+    let (run, bytes) = next_run(work, progress, at).await.map_err(|text| tell(work, progress, Err(text))).ok()?;
     progress.next.set(at + bytes);
     Some((at, run, bytes))
 }
@@ -134,9 +142,8 @@ async fn take_run(work: &Copy, progress: &Progress) -> Option<(u64, Run, u64)> {
 async fn write_run(work: &Copy, at: u64, run: Run, bytes: u64, content: Option<Content>) -> Result<(), String> {
     match (run, content) {
         (Run::Data, Some(content)) => write_data(work, at, content).await,
-        // A new image is all zeros by itself, unless a backing file shows through or -S 0 wants data.
-        (Run::Zero, _) if work.backing.is_some() => write_zeroes(work, at, bytes).await,
         (Run::Zero, _) if work.sparse == 0 => write_data(work, at, Content::zeros(bytes)).await,
+        (Run::Zero, _) if !work.zeroed => write_zeroes(work, at, bytes).await,
         _ => Ok(()),
     }
 }
@@ -147,31 +154,55 @@ async fn write_empty(work: &Copy) -> Result<(), String> {
 }
 
 /// What stands at `at`, and for how many bytes (`convert_iteration_sectors`).
-async fn next_run(work: &Copy, at: u64) -> Result<(Run, u64), String> {
-    let failed = |error| format!("error while reading block status at offset {at}: {error}");
-    // Below the layer that the new backing file stands for nothing is looked at.
-    let base = work.backing.and_then(|_| work.block.node(work.source).backing());
-    let answer =
-        work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
-    let (flags, mut bytes) = (answer.status.flags, answer.status.bytes.clamp(1, work.bytes - at));
-    let run = if flags.contains(StatusFlags::ZERO) {
-        Run::Zero
-    } else if flags.contains(StatusFlags::DATA) {
-        Run::Data
-    } else if work.backing.is_some() {
-        Run::Backing
-    } else {
-        Run::Data
+async fn next_run(work: &Copy, progress: &Progress, at: u64) -> Result<(Run, u64), String> {
+    let (run, end) = match progress.known.get() {
+        Some((run, end)) if end > at => (run, end),
+        _ => look(work, at).await?,
     };
+    progress.known.set(Some((run, end)));
+    let mut bytes = end - at;
     if run == Run::Data || (run == Run::Zero && work.sparse == 0) {
         bytes = bytes.min(BUFFER_BYTES);
     }
     match work.compress_unit {
         // Compressed clusters are written whole.
-        Some(unit) if bytes < unit => Ok((Run::Data, unit.min(work.bytes - at))),
+        Some(unit) if bytes < unit => {
+            progress.known.set(Some((Run::Data, end)));
+            Ok((Run::Data, unit.min(work.bytes - at)))
+        }
         Some(unit) => Ok((run, bytes - bytes % unit)),
         None => Ok((run, bytes)),
     }
+}
+
+/// Asks the source what stands at `at`, and where that ends.
+async fn look(work: &Copy, at: u64) -> Result<(Run, u64), String> {
+    let failed = |error| format!("error while reading block status at offset {at}: {error}");
+    // Below the layer that the new backing file stands for nothing is looked at.
+    let base = if work.backed { work.block.node(work.source).backing() } else { None };
+    let answer =
+        work.block.co_block_status_above(work.source, base, at, work.bytes - at, true).await.map_err(failed)?;
+    let (flags, mut bytes) = (answer.status.flags, answer.status.bytes.clamp(1, work.bytes - at));
+    // The next question is to begin with a cluster of the source.
+    let tail = (at + bytes) % work.source_unit;
+    if bytes > tail {
+        bytes -= tail;
+    }
+    // Behind its end the backing file reads as zeros.
+    let behind = work.backing_bytes.is_some_and(|end| at >= end);
+    if let Some(end) = work.backing_bytes.filter(|end| at < *end) {
+        bytes = bytes.min(end - at);
+    }
+    let run = if flags.contains(StatusFlags::ZERO) {
+        if behind { Run::Backing } else { Run::Zero }
+    } else if flags.contains(StatusFlags::DATA) {
+        Run::Data
+    } else if work.backed {
+        Run::Backing
+    } else {
+        Run::Data
+    };
+    Ok((run, at + bytes))
 }
 
 async fn write_data(work: &Copy, start: u64, content: Content) -> Result<(), String> {
@@ -183,7 +214,7 @@ async fn write_data(work: &Copy, start: u64, content: Content) -> Result<(), Str
         let (is_data, bytes) = piece(&content, done, start, work.sparse);
         if is_data {
             write(work, start + done, content.slice(done, bytes)).await?;
-        } else if work.backing.is_some() {
+        } else if !work.zeroed {
             write_zeroes(work, start + done, bytes).await?;
         }
         done += bytes;
@@ -196,9 +227,11 @@ async fn write_compressed(work: &Copy, start: u64, content: Content, unit: u64) 
     while done < content.len() {
         let cluster = content.slice(done, unit.min(content.len() - done));
         let bytes = cluster.len();
-        if !(cluster.is_zero() && work.backing.is_none() && work.sparse > 0) {
+        if !cluster.is_zero() || work.sparse == 0 {
             let written = work.block.co_pwrite(work.target, start + done, cluster, ReqFlags::COMPRESSED).await;
             written.map_err(|error| write_error(start + done, error))?;
+        } else if !work.zeroed {
+            write_zeroes(work, start + done, bytes).await?;
         }
         done += bytes;
     }

@@ -4,7 +4,7 @@ use crate::block::Preallocation;
 use crate::block::qcow2::Qcow2CreateOptions;
 use crate::job::create_image;
 
-use super::args::{Opt, Reader, short};
+use super::args::{Opt, Reader, long, short};
 use super::options::{CreateOptions, check_format, creation_failed, truth};
 use super::process::{Exit, How, Outcome, Process};
 use super::size;
@@ -14,6 +14,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     short("format", 'f', true),
     short("backing", 'b', true),
     short("backing-format", 'F', true),
+    long("object", true),
     short("options", 'o', true),
     short("quiet", 'q', false),
     short("backing-unsafe", 'u', false),
@@ -125,7 +126,7 @@ async fn backing_size(process: &Process, filename: &str, backing: &str, options:
 }
 
 /// A backing file's name is relative to the new image's directory.
-fn full_backing_name(filename: &str, backing: &str) -> String {
+pub(super) fn full_backing_name(filename: &str, backing: &str) -> String {
     match filename.rsplit_once('/') {
         Some((directory, _)) if !backing.contains('/') => format!("{directory}/{backing}"),
         _ => backing.to_owned(),

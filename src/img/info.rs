@@ -9,16 +9,17 @@ use std::rc::Rc;
 use crate::block::qcow2::{BitmapInfo, Qcow2Info};
 use crate::block::{Driver, Node};
 
-use super::args::{Opt, Reader, long, opt, short};
+use super::args::{Opt, Reader, long, newer_letter, opt};
 use super::info_text;
 use super::options::check_format;
 use super::process::{How, Image, Outcome, Process, failure, not_modelled};
 
 /// The subcommand's options.
 pub(super) const OPTIONS: &[Opt] = &[
-    short("format", 'f', true),
+    opt("format", 'f', true),
     long("output", true),
     long("backing-chain", false),
+    newer_letter("backing-chain", 'b', false),
     opt("force-share", 'U', false),
     long("image-opts", false),
     long("object", true),

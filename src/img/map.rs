@@ -4,7 +4,7 @@ use crate::block::{Block, NodeId, StatusFlags};
 use crate::cutils::alternate_hex;
 use crate::errno::Res;
 
-use super::args::{Opt, Reader, long, opt, short};
+use super::args::{Opt, Reader, long, opt};
 use super::info::refuse_image_opts;
 use super::options::check_format;
 use super::process::{How, Image, Outcome, Process, chain, failure};
@@ -12,7 +12,7 @@ use super::size;
 
 /// The subcommand's options.
 pub(super) const OPTIONS: &[Opt] = &[
-    short("format", 'f', true),
+    opt("format", 'f', true),
     long("output", true),
     opt("force-share", 'U', false),
     opt("start-offset", 's', true),

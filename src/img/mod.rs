@@ -22,6 +22,7 @@ mod map;
 mod options;
 mod process;
 mod rebase;
+mod rebase_copy;
 mod resize;
 mod size;
 

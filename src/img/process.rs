@@ -40,6 +40,8 @@ pub(super) struct How {
     pub(super) check: bool,
     /// Whoever else uses the image (`-U`).
     pub(super) force_share: bool,
+    /// Nobody may write to it or resize it meanwhile (`BDRV_O_NO_SHARE`).
+    pub(super) no_share: bool,
     /// Discards reach the file.
     pub(super) unmap: bool,
 }
@@ -111,7 +113,8 @@ impl Process {
         if how.resize {
             perm |= Perm::RESIZE;
         }
-        let backend = self.block.new_backend(None, node.id, perm, Perm::ALL);
+        let shared = if how.no_share { Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED } else { Perm::ALL };
+        let backend = self.block.new_backend(None, node.id, perm, shared);
         // The backend has a reference of its own; without it the image closes here.
         self.block.unref(node.id).await;
         match backend {

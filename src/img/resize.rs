@@ -30,6 +30,9 @@ pub(super) async fn run(process: &Process, reader: &Reader<'_>, args: &[String])
     // The size is taken off first: a negative one would look like an option.
     let Some((size, args)) = args.split_last().filter(|(_, before)| !before.is_empty()) else {
         let new = process.quirks().img_new_usage && !args.is_empty();
+        if new {
+            reader.read(args)?;
+        }
         return Err(reader.usage(if new { "Expecting image file name and size" } else { "Not enough arguments" }));
     };
     let parsed = reader.read(args)?;

@@ -227,9 +227,11 @@ impl Jobs {
         self.list.borrow_mut().retain(|other| other.key != job.key);
     }
 
-    /// Forgets everything (the process has died).
+    /// Forgets everything (the process has died): what a job has and what has the job must not keep each other alive.
     pub fn clear(&self) {
-        self.list.borrow_mut().clear();
+        for job in self.list.take() {
+            job.abandon();
+        }
         *self.sink.borrow_mut() = None;
     }
 
@@ -276,6 +278,12 @@ impl Jobs {
 }
 
 impl Job {
+    fn abandon(&self) {
+        self.edges.take();
+        self.backup.take();
+        self.txn.take();
+    }
+
     /// The state.
     pub fn status(&self) -> Status {
         self.status.get()

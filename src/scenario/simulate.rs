@@ -158,7 +158,7 @@ impl Simulation {
     /// Looks at what is left, as the options ask for, and takes everything down. A run that had not come to its end
     /// counts as one that goes on for ever.
     pub fn finish(self) -> SimRun {
-        let Simulation { sim, backend, recorder, line, ended, inspect, inspect_files, .. } = self;
+        let Simulation { sim, backend, recorder, line, run: scenario, ended, inspect, inspect_files } = self;
         let ended = ended.unwrap_or_else(|| Err(Stuck::StepLimit(sim.steps(), sim.waiting())));
         let is_stuck = ended.is_err();
         let outcome = ended.unwrap_or_else(|stuck| stuck_outcome(line, &recorder, &stuck));
@@ -174,6 +174,10 @@ impl Simulation {
         }
         let run = SimRun { outcome, choices, time: sim.now(), steps: sim.steps(), stderr: backend.0.stderr.take() };
         sim.drop_everything();
+        let host = Rc::downgrade(&backend.0.host);
+        drop((scenario, backend));
+        // Each run of a search would leave its machine behind.
+        debug_assert_eq!(host.strong_count(), 0, "nothing of a run keeps the rest of it alive");
         run
     }
 }

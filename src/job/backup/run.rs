@@ -110,8 +110,14 @@ impl Backup {
             max_chunk: self.max_chunk,
             ignore_limit: false,
         };
-        let (backup, waiting) = (self.clone(), job.clone());
-        let call = self.copy.start(&self.block, options, move || backup.call_ended(&waiting));
+        // The job keeps the call; a call that never ends must not keep the job.
+        let (backup, waiting) = (Rc::downgrade(self), Rc::downgrade(job));
+        let ended = move || {
+            if let (Some(backup), Some(job)) = (backup.upgrade(), waiting.upgrade()) {
+                backup.call_ended(&job);
+            }
+        };
+        let call = self.copy.start(&self.block, options, ended);
         *self.call.borrow_mut() = Some(call.clone());
         call
     }
