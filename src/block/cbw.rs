@@ -120,7 +120,7 @@ impl CopyBeforeWrite {
         if block.quirks.cbw_timeout_32_bits {
             timeout &= u64::from(u32::MAX);
         }
-        block.witness_snapshot(node, source, options.bitmap.is_none());
+        block.witness_snapshot(node, source, target, options.bitmap.is_none());
         Ok(CopyBeforeWrite {
             node,
             source,

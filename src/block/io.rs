@@ -391,7 +391,7 @@ impl Block {
         }
         let id = trace.request_id();
         let device = node.primary_child().is_none() || matches!(&*node.driver.borrow(), Driver::Blkdebug(_));
-        let node = node.name.clone();
+        let node = self.told_name(node);
         self.sim.emit(|| TraceEvent::RequestBegin { id, node, operation, offset, bytes, device });
         id
     }

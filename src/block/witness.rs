@@ -6,12 +6,13 @@ use std::rc::Rc;
 
 use crate::bitmap::{BitmapId, DirtyBitmap};
 use crate::errno::Res;
+use crate::sim::trace::TOOL;
 use crate::sim::{BitmapDump, Runs, TraceEvent};
-use crate::store::Content;
+use crate::store::{Content, Host};
 
 use super::flags::ReqFlags;
 use super::graph::Block;
-use super::node::{Node, NodeId};
+use super::node::{Driver, Node, NodeId};
 
 impl Block {
     /// A guest's request begins at `node`, the root of its backend; returns the request's number.
@@ -29,11 +30,40 @@ impl Block {
             return 0;
         }
         let id = trace.request_id();
-        let disk = self.node(self.skip_filters(node.id)).name.clone();
-        let durable = flags.contains(ReqFlags::FUA);
-        let content = content.map_or_else(Runs::new, Content::fills);
-        self.sim.emit(|| TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content, durable });
+        let root = self.node(self.skip_filters(node.id));
+        let is_image = matches!(&*root.driver.borrow(), Driver::Qcow2(_));
+        self.sim.emit(|| TraceEvent::GuestBegin {
+            id,
+            disk: root.name.clone(),
+            file: self.host_file(root.id),
+            is_image,
+            is_overlay: root.backing().is_some(),
+            operation,
+            offset,
+            bytes,
+            content: content.map_or_else(Runs::new, Content::fills),
+            durable: flags.contains(ReqFlags::FUA),
+            compressed: flags.contains(ReqFlags::COMPRESSED),
+        });
         id
+    }
+
+    /// Whether what is written to a node can be read back.
+    pub fn keeps_data(&self, id: NodeId) -> bool {
+        let node = self.node(id);
+        match node.primary_child() {
+            Some(child) => self.keeps_data(child),
+            None => !matches!(&*node.driver.borrow(), Driver::Null(_)),
+        }
+    }
+
+    /// The host's file that a node's own data lie in.
+    fn host_file(&self, id: NodeId) -> Option<Rc<str>> {
+        let node = self.try_node(id)?;
+        if let Driver::File(file) = &*node.driver.borrow() {
+            return Some(Host::plain_name(&file.filename).into());
+        }
+        node.primary_child().and_then(|child| self.host_file(child))
     }
 
     /// A guest's request is answered.
@@ -69,17 +99,31 @@ impl Block {
     }
 
     /// A copy-before-write filter begins to keep the disk below it as it is now.
-    pub(super) fn witness_snapshot(&self, filter: NodeId, source: NodeId, whole: bool) {
+    pub(super) fn witness_snapshot(&self, filter: NodeId, source: NodeId, target: NodeId, whole: bool) {
         self.sim.emit(|| TraceEvent::SnapshotOpened {
             filter: self.node(filter).name.clone(),
             source: self.node(self.skip_filters(source)).name.clone(),
             whole,
+            kept: self.keeps_data(source) && self.keeps_data(target),
         });
+    }
+
+    /// How the trace calls a node. Those of qemu-img may have the names of the machine's; a file is called by its own.
+    pub(super) fn told_name(&self, node: &Node) -> Rc<str> {
+        if self.program != "qemu-img" {
+            return node.name.clone();
+        }
+        let file = match &*node.driver.borrow() {
+            Driver::File(file) => Some(file.filename.clone()),
+            _ => None,
+        };
+        let name = file.as_deref().map_or(&*node.name, Host::plain_name);
+        format!("{TOOL}{name}").into()
     }
 
     /// A drained section of a node, or of all, has begun or is about to end.
     pub(super) fn witness_drain(&self, node: Option<NodeId>, begins: bool) {
-        let name = |id: NodeId| self.try_node(id).map(|node| node.name.clone()).unwrap_or_default();
+        let name = |id: NodeId| self.try_node(id).map(|node| self.told_name(&node)).unwrap_or_default();
         self.sim.emit(|| TraceEvent::Drained { node: node.map(name), begins });
     }
 

@@ -296,7 +296,7 @@ fn judge_ending(setup: &Setup, run: &SimRun, found: &mut Vec<Violation>) {
 
 /// Corrupt images are never right, lost clusters only where no machine ended in order.
 fn judge_images(images: Vec<(String, Verdict)>, watch: &Watch, found: &mut Vec<Violation>) {
-    for (file, verdict) in images {
+    for (file, verdict) in images.into_iter().filter(|(file, _)| !watch.is_tampered(file)) {
         let leaks = Some(verdict.leaks).filter(|leaks| watch.is_closed() && *leaks > 0);
         let leaks = leaks.map(|leaks| format!("{leaks} clusters are lost, though it was closed in order"));
         let corruption = verdict.corruption.map(|wrong| match watch.is_out_of_order() {

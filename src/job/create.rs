@@ -8,8 +8,9 @@ use crate::block::open::{ChildRef, DriverOptions, OpenOptions};
 use crate::block::qcow2::{Qcow2, Qcow2CreateOptions};
 use crate::block::{Block, NodeId, Operation, Perm, Preallocation, set_file_length};
 use crate::errno::Errno;
-use crate::sim::Footprint;
 use crate::sim::shared::Cell;
+use crate::sim::{Footprint, TraceEvent};
+use crate::store::Host;
 
 use super::job::{Job, JobConfig, JobKind, Jobs};
 
@@ -90,6 +91,7 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
 async fn create_file(block: &Rc<Block>, filename: &str, size: u64, preallocation: Preallocation) -> Result<(), String> {
     refuse_used(block, filename)?;
     let store = block.host.create(filename).map_err(|error| format!("Could not create '{filename}': {error}"))?;
+    block.sim.emit(|| TraceEvent::FileCreated { file: Host::plain_name(filename).into() });
     let latency = block.timing.cost(filename, Operation::Write);
     block.sim.device(latency, Footprint::named("create")).await;
     if i64::try_from(size).is_err() {

@@ -43,6 +43,8 @@ pub struct BackupCreated {
     pub job: Rc<str>,
     /// The disk.
     pub source: Rc<str>,
+    /// Where the job reads it, if there is a filter of its user's above it: that node.
+    pub read_at: Rc<str>,
     /// Where to.
     pub target: Rc<str>,
     /// `full`, `top`, `none`, `incremental`, `bitmap`.
@@ -100,12 +102,23 @@ pub enum TraceEvent {
         /// 0, or the errno.
         error: i32,
     },
+    /// A file of the host was made, empty, in place of another one of that name or not.
+    FileCreated {
+        /// Its name.
+        file: Rc<str>,
+    },
     /// A guest's request has passed the queue of its backend.
     GuestBegin {
         /// Which request of the run; its end carries the same number.
         id: u64,
         /// The disk: the node below all filters.
         disk: Rc<str>,
+        /// The file of the host that it lies in, if there is one.
+        file: Option<Rc<str>>,
+        /// It is an image with tables of its own in that file.
+        is_image: bool,
+        /// It shows what another disk has where it has nothing itself.
+        is_overlay: bool,
         /// `read`, `write`, `write-zeroes`, `discard`, `flush`.
         operation: &'static str,
         /// Bytes.
@@ -116,6 +129,8 @@ pub enum TraceEvent {
         content: Runs,
         /// It is durable when it is answered (FUA, or a writethrough cache).
         durable: bool,
+        /// It is written as compressed clusters, which is refused where there is something already.
+        compressed: bool,
     },
     /// A guest's request is answered.
     GuestEnd {
@@ -134,6 +149,8 @@ pub enum TraceEvent {
         source: Rc<str>,
         /// It keeps all of it, not only what a bitmap says.
         whole: bool,
+        /// What is written to the disk and to where its old content goes can be read back.
+        kept: bool,
     },
     /// A reader of the snapshot got data.
     SnapshotRead {
@@ -246,6 +263,9 @@ pub enum TraceEvent {
         event: &'static str,
     },
 }
+
+/// What stands in front of a node's name that is not the machine's but a tool's.
+pub const TOOL: &str = "qemu-img: ";
 
 /// An event with its time and the task that caused it.
 #[derive(Clone, Debug)]

@@ -99,9 +99,14 @@ impl Host {
         self.files.borrow().keys().cloned().collect()
     }
 
+    /// A file's name without the directory that scenarios put in front.
+    pub fn plain_name(name: &str) -> &str {
+        name.strip_prefix(TEST_PREFIX).unwrap_or(name)
+    }
+
     /// Under which name a file is kept.
     fn key<'a>(&self, name: &'a str) -> Res<&'a str> {
-        let plain = name.strip_prefix(TEST_PREFIX).unwrap_or(name);
+        let plain = Host::plain_name(name);
         // There are no other directories, in memory as little as on the disk.
         let no_file = plain.contains(['/', '\0']) || plain == "." || plain == "..";
         if plain.is_empty() || no_file {

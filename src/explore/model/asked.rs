@@ -48,6 +48,8 @@ pub struct Asked {
     pub may_close: bool,
     /// A disk that has got another length: its node, bytes.
     pub resized: Option<(String, u64)>,
+    /// Nodes that show another part of their file now.
+    pub moved: Vec<String>,
 }
 
 /// What a command did to one bitmap.
@@ -77,6 +79,10 @@ impl Asked {
                     asked.add(kind, data);
                 }
             }
+        } else if command == "blockdev-reopen" {
+            let options = arguments.get("options").and_then(Value::as_array).into_iter().flatten();
+            let moved = options.filter(|node| node.get("offset").is_some() || node.get("size").is_some());
+            asked.moved = moved.filter_map(|node| node["node-name"].as_str()).map(str::to_owned).collect();
         } else if command == "block_resize" {
             let named = |key: &str| arguments.get(key).and_then(Value::as_str);
             let disk = named("node-name").or_else(|| named("device"));

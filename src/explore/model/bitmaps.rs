@@ -38,6 +38,19 @@ impl Bounds {
         Bounds { must: dirty.clone(), may: dirty }
     }
 
+    /// The same in whole bits of so many bytes, on a disk of `length` bytes.
+    pub fn in_bits(&self, granularity: u64, length: u64) -> Bounds {
+        let widen = |ranges: &Ranges<bool>| {
+            let mut widened = Ranges::all(false);
+            for run in ranges.within(0, length).filter(|run| run.value) {
+                let start = run.start - run.start % granularity;
+                widened.set(start, run.end.next_multiple_of(granularity) - start, true);
+            }
+            widened
+        };
+        Bounds { must: widen(&self.must), may: widen(&self.may) }
+    }
+
     /// Adds other bounds, up to `end`.
     pub fn add(&mut self, other: &Bounds, end: u64) {
         self.must.add(&other.must, end);

@@ -36,6 +36,8 @@ pub struct Conduct {
     created: Rc<BackupCreated>,
     /// Bytes per second; 0: unlimited.
     speed: u64,
+    /// What it was before the command that is being carried out.
+    old_speed: u64,
     /// When that speed was set, and what the job has begun to copy since.
     since: (Nanos, u64),
     /// The largest request, bytes.
@@ -73,11 +75,17 @@ const NO_SPACE: i32 = 28;
 /// A slice of the rate limit, ns (`BLOCK_JOB_SLICE_TIME`).
 const SLICE: u128 = 100_000_000;
 
+/// The speed that the limit really has, bytes per second: a slice lets one byte pass at least.
+fn at_least_a_byte(speed: u64) -> u64 {
+    speed.max((1_000_000_000 / SLICE) as u64)
+}
+
 impl Conduct {
     /// A job that has just been made.
     pub fn new(created: Rc<BackupCreated>, now: Nanos) -> Conduct {
         Conduct {
             speed: created.speed,
+            old_speed: created.speed,
             since: (now, 0),
             created,
             largest: 0,
@@ -102,6 +110,12 @@ impl Conduct {
         Violation::new(breach, job, format!("job {job} {text}"))
     }
 
+    /// Whether it is so slow that it may still copy after this time.
+    pub fn may_take(&self, time: Nanos) -> bool {
+        let most = u128::from(at_least_a_byte(self.speed)) * u128::from(time) / 1_000_000_000;
+        self.speed > 0 && u128::from(self.created.length) > most
+    }
+
     /// Whether the job is there.
     pub fn is_live(&self) -> bool {
         self.state != "null"
@@ -115,8 +129,16 @@ impl Conduct {
     /// The user wants something of it, or got it.
     pub fn command(&mut self, command: &'static str, speed: Option<u64>, succeeded: Option<bool>, now: Nanos) {
         match (command, succeeded) {
-            ("job-set-speed", Some(true)) => (self.speed, self.since) = (speed.unwrap_or(self.speed), (now, 0)),
-            ("job-set-speed", _) => self.since = (now, 0),
+            // While it is carried out, either speed may count already.
+            ("job-set-speed", None) => {
+                let (old, new) = (self.speed, speed.unwrap_or(self.speed));
+                self.old_speed = old;
+                self.speed = if old == 0 || new == 0 { 0 } else { old.max(new) };
+            }
+            ("job-set-speed", Some(succeeded)) => {
+                let new = speed.filter(|_| succeeded).unwrap_or(self.old_speed);
+                (self.speed, self.since) = (new, (now, 0));
+            }
             ("job-finalize", None) => self.may_finalize = true,
             ("job-dismiss", None) => self.may_go = true,
             ("job-cancel", None) => (self.may_finalize, self.may_go, self.user_paused) = (true, true, false),
@@ -208,7 +230,7 @@ impl Conduct {
             return;
         }
         let (start, bytes) = self.since;
-        let share = |time: u128| u128::from(self.speed) * time / 1_000_000_000;
+        let share = |time: u128| u128::from(at_least_a_byte(self.speed)) * time / 1_000_000_000;
         let most = share(u128::from(now - start)) + 2 * share(SLICE) + 4 * u128::from(self.largest);
         if u128::from(bytes) > most {
             let text = format!("copies {bytes} bytes in {} ms, its speed is {}", (now - start) / 1_000_000, self.speed);
@@ -233,6 +255,11 @@ impl Conduct {
             let why = if stops { "a failure that should stop it" } else { "a failure that its policy reports" };
             self.failed = (policy != "ignore").then_some(Stop { why, begun: 0 });
         }
+    }
+
+    /// Reading failed above the disk itself.
+    pub fn reading_failed(&mut self) {
+        self.failures.insert(true);
     }
 
     /// Judges what it has told of its failures; `events` are all of the machine's, `ended` is how it ended.
@@ -296,6 +323,7 @@ mod tests {
 
     fn conduct(speed: u64) -> Conduct {
         let created = BackupCreated {
+            read_at: "disk".into(),
             job: "job0".into(),
             source: "disk".into(),
             target: "target".into(),

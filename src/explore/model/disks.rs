@@ -4,7 +4,7 @@
 //! leaves its range unknown until somebody writes it again. An unknown byte is never the ground for a verdict.
 //! What a flush has made durable is still there when the process has been killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::sim::Runs;
@@ -62,6 +62,17 @@ pub struct Disks {
     /// What survives a kill, by disk.
     durable: BTreeMap<Rc<str>, Image>,
     initial: Option<u8>,
+    /// The file that each disk lies in.
+    files: BTreeMap<Rc<str>, Rc<str>>,
+    /// Disks that keep nothing.
+    nowhere: BTreeSet<Rc<str>>,
+    /// Disks that are images with tables of their own.
+    images_with_tables: BTreeSet<Rc<str>>,
+    /// Files that guests have written as they are.
+    written_files: BTreeSet<Rc<str>>,
+    /// Disks that others than guests have written to, or that show something else than before: of these only what guests
+    /// write from then on is known.
+    foreign: BTreeSet<Rc<str>>,
     /// What guests have put into the layer that each disk is.
     written: BTreeMap<Rc<str>, Ranges<bool>>,
     /// What guests have zeroed while others wrote pieces of the same ranges.
@@ -77,13 +88,18 @@ impl Disks {
             durable: BTreeMap::new(),
             written: BTreeMap::new(),
             zeroed_in_race: BTreeMap::new(),
+            foreign: BTreeSet::new(),
+            files: BTreeMap::new(),
+            nowhere: BTreeSet::new(),
+            images_with_tables: BTreeSet::new(),
+            written_files: BTreeSet::new(),
             initial: begin_as_zeros.then_some(0),
         }
     }
 
     /// What `disk` must hold now.
     pub fn image(&self, disk: &str) -> Image {
-        self.images.get(disk).cloned().unwrap_or_else(|| Image::all(self.initial))
+        self.images.get(disk).cloned().unwrap_or_else(|| Image::all(self.initial_of(disk)))
     }
 
     /// What guests have certainly put into the layer that `disk` is.
@@ -117,6 +133,71 @@ impl Disks {
         own.map(|(id, request)| (*id, (request.offset, request.end))).collect()
     }
 
+    fn initial_of(&self, disk: &str) -> Option<u8> {
+        self.initial.filter(|_| !self.foreign.contains(disk))
+    }
+
+    /// A guest uses a disk that lies in `file`. Of one that lay elsewhere before, or shows what another disk has, nothing
+    /// is known; what lies in no file can't be read back.
+    pub fn lies_in(&mut self, disk: &Rc<str>, file: Option<&Rc<str>>, (is_image, is_overlay): (bool, bool)) {
+        let Some(file) = file else {
+            self.nowhere.insert(disk.clone());
+            return;
+        };
+        if is_overlay && !self.files.contains_key(disk) {
+            self.forget(disk);
+        }
+        if is_image {
+            self.images_with_tables.insert(disk.clone());
+        }
+        if self.files.get(disk) == Some(file) {
+            return;
+        }
+        let is_shared = self.files.values().any(|other| other == file);
+        if self.files.insert(disk.clone(), file.clone()).is_some() || is_shared {
+            self.forget(disk);
+        }
+    }
+
+    /// Another disk that lies in the same file is not what its guests have made it any more.
+    fn forget_others(&mut self, disk: &Rc<str>) {
+        let Some(file) = self.files.get(disk).cloned() else { return };
+        let shares = |(other, of): &(&Rc<str>, &Rc<str>)| **of == file && *other != disk;
+        let others: Vec<Rc<str>> = self.files.iter().filter(shares).map(|(other, _)| other.clone()).collect();
+        for other in &others {
+            self.forget(other);
+        }
+        if !self.images_with_tables.contains(disk) {
+            self.written_files.insert(file);
+        }
+    }
+
+    /// Somebody else than a machine writes to a file.
+    pub fn changes_from_outside(&mut self, file: &str) {
+        let lies_there = |(_, of): &(&Rc<str>, &Rc<str>)| ***of == *file;
+        let disks: Vec<Rc<str>> = self.files.iter().filter(lies_there).map(|(disk, _)| disk.clone()).collect();
+        disks.iter().for_each(|disk| self.forget(disk));
+    }
+
+    /// Whether a guest has written a file as it is: an image in it is what he has made it.
+    pub fn is_tampered_file(&self, file: &str) -> bool {
+        self.written_files.contains(file)
+    }
+
+    /// Whether the disk is an image in such a file.
+    pub fn is_tampered(&self, disk: &str) -> bool {
+        let file = self.files.get(disk).filter(|_| self.images_with_tables.contains(disk));
+        file.is_some_and(|file| self.is_tampered_file(file))
+    }
+
+    /// Nothing is known of the disk any more but what guests write from now on.
+    pub fn forget(&mut self, disk: &Rc<str>) {
+        for image in self.images.get_mut(disk).into_iter().chain(self.durable.get_mut(disk)) {
+            *image = Image::all(None);
+        }
+        self.foreign.insert(disk.clone());
+    }
+
     /// The disk ends at `size` now, or has grown: nothing is known of what is behind.
     pub fn cut(&mut self, disk: &str, size: u64) {
         let rest = u64::MAX - size;
@@ -142,6 +223,7 @@ impl Disks {
         let raced = Ranges::all(false);
         let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable };
         if request.changes() {
+            self.forget_others(disk);
             let flushing =
                 self.open.values_mut().filter(|other| other.disk == *disk).filter_map(|o| o.flushes.as_mut());
             let durable = self.durable.get_mut(disk);
@@ -186,9 +268,9 @@ impl Disks {
                 let written = self.written.entry(request.disk.clone()).or_insert_with(|| Ranges::all(false));
                 written.set(request.offset, request.end - request.offset, true);
             }
-            let initial = self.initial;
+            let initial = self.initial_of(&request.disk);
             let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
-            if error == 0 && request.operation != "discard" {
+            if error == 0 && request.operation != "discard" && !self.nowhere.contains(&request.disk) {
                 write(image, request.offset, &request.content);
                 request.blur(image);
                 self.note_zeros(&request);

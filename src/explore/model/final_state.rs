@@ -35,7 +35,7 @@ pub struct FinalState {
 }
 
 /// How long a machine is left alone before it is looked at, ns of virtual time: all that can end has ended then.
-const REST: u64 = 3_600_000_000_000;
+pub(super) const REST: u64 = 3_600_000_000_000;
 
 impl FinalState {
     /// Lets the machine come to an end with what it is doing.
@@ -70,6 +70,7 @@ impl FinalState {
         }
         for name in wanted {
             if let Some(node) = block.find_node(&name)
+                && block.keeps_data(node.id)
                 && let Some(content) = read(&machine, node.id, node.length.get()).await
             {
                 state.content.insert(name, content);

@@ -57,6 +57,10 @@ pub struct BackupRecord {
     pub states: Vec<&'static str>,
     /// A job that used the same target later.
     pub overwritten: bool,
+    /// In the how-manieth machine it was made: another one numbers its groups anew.
+    pub machine: u32,
+    /// Where guests have changed the target since.
+    pub used: Ranges<bool>,
 }
 
 /// The states that a job may go to (QEMU's table of transitions, written down again).
@@ -96,10 +100,14 @@ impl BackupRecord {
         matches!(self.states.last(), Some(&("paused" | "waiting" | "pending" | "concluded")))
     }
 
+    /// Whether this owner of a request is the job.
+    pub fn is_by(&self, owner: &Option<Rc<str>>) -> bool {
+        owner.as_deref().and_then(|owner| owner.strip_prefix("job ")) == Some(self.job())
+    }
+
     /// Whether a request to `node` of this owner is a copy that the job itself makes.
     pub fn copies_with(&self, node: &str, owner: &Option<Rc<str>>) -> bool {
-        let is_own = owner.as_deref().and_then(|owner| owner.strip_prefix("job ")) == Some(self.job());
-        is_own && (*node == *self.created.target || *node == *self.created.source)
+        self.is_by(owner) && (*node == *self.created.target || *node == *self.created.source)
     }
 
     /// The job sent its last event.
@@ -229,12 +237,21 @@ impl BackupRecord {
         if self.succeeded != Some(true) || self.overwritten {
             return None;
         }
-        match (self.created.sync, &self.base) {
-            ("full", _) => Some(self.point.clone()),
-            ("incremental" | "bitmap", Some(base)) => Some(self.point_within(&base.must)),
-            ("top", _) if self.created.snapshot.is_none() => Some(self.point_within(&self.written)),
-            _ => None,
+        let mut expected = match (self.created.sync, &self.base) {
+            ("full", _) => self.point.clone(),
+            ("incremental" | "bitmap", Some(base)) => self.point_within(&base.must),
+            ("top", _) if self.created.snapshot.is_none() => self.point_within(&self.written),
+            _ => return None,
+        };
+        for run in self.used.within(0, self.created.length).filter(|run| run.value) {
+            expected.set(run.start, run.end - run.start, None);
         }
+        Some(expected)
+    }
+
+    /// Whether the target is as the job has left it.
+    pub fn is_untouched(&self) -> bool {
+        !self.overwritten && !self.used.any(0, self.created.length, true)
     }
 
     /// The point in time where `wanted` is set; the rest is unknown.
@@ -253,7 +270,7 @@ impl BackupRecord {
 pub fn judge_groups(jobs: &[BackupRecord], found: &mut Vec<Violation>) {
     for (index, job) in jobs.iter().enumerate() {
         let Some(group) = job.created.group.filter(|_| job.succeeded == Some(true)) else { continue };
-        let others = jobs.iter().enumerate().filter(|(other, _)| *other != index);
+        let others = jobs.iter().enumerate().filter(|(at, other)| *at != index && other.machine == job.machine);
         let failed = others
             .map(|(_, other)| other)
             .find(|other| other.created.group == Some(group) && other.succeeded == Some(false));

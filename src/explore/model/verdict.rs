@@ -8,7 +8,7 @@ use crate::sim::Runs;
 use super::bitmaps::first_missing;
 use super::disks::{Image, first_difference};
 use super::events::judge_events;
-use super::final_state::FinalState;
+use super::final_state::{FinalState, REST};
 use super::jobs::{BackupRecord, judge_groups};
 use super::ranges::{Ranges, Stretch};
 use super::violation::{Breach, Violation};
@@ -46,7 +46,8 @@ impl Watch {
         for (conduct, job) in self.conduct.iter().zip(&self.jobs) {
             conduct.judge_end(found);
             let is_only = self.jobs.iter().filter(|other| other.created.job == job.created.job).count() == 1;
-            if is_only && !self.killed {
+            // The events are those of the last machine.
+            if is_only && !self.killed && job.machine == self.machine {
                 conduct.judge_told(&state.events, job.succeeded, found);
             }
             if let Some(own) = status(&job.created.job).filter(|_| conduct.is_live()) {
@@ -72,11 +73,17 @@ impl Watch {
         self.killed && self.failed_unnoticed
     }
 
+    /// Whether a guest has written that file of the host as it is.
+    pub fn is_tampered(&self, file: &str) -> bool {
+        self.disks.is_tampered_file(file)
+    }
+
     /// Jobs and requests that had all the time of the world and are not over.
     fn judge_progress(&self, state: &FinalState, found: &mut Vec<Violation>) {
         for (id, status) in &state.jobs {
             let endless = self.jobs.iter().any(|job| job.created.job == *id && job.created.sync == "none");
-            if matches!(*status, "created" | "running" | "aborting") && !endless {
+            let slow = self.conduct.iter().any(|conduct| conduct.is_of(id) && conduct.may_take(REST));
+            if matches!(*status, "created" | "running" | "aborting") && !endless && !slow {
                 let text = format!("job {id} is {status} and nothing happens any more");
                 found.push(Violation::new(Breach::Unended, id, text));
             }
@@ -94,9 +101,12 @@ impl Watch {
         for (disk, operation, offset, error) in &self.guest_errors {
             // A filter with a time limit fails a write that had to wait too long.
             let timed_out = *error == TIMED_OUT && self.opened_snapshot;
+            // A compressed cluster can't be overwritten by another, and who has changed an image's file by hand gets
+            // what he asked for.
+            let is_refused = self.compressed.contains(&(disk.clone(), *offset)) || self.disks.is_tampered(disk);
             // A machine that was killed has taken its disks along.
             let is_gone = *error == NO_MEDIUM && self.killed;
-            if !self.device_errors.contains(error) && !is_gone && !timed_out {
+            if !self.device_errors.contains(error) && !is_gone && !timed_out && !is_refused {
                 let text = format!(
                     "a guest's {operation} of disk {disk} at byte {offset} failed with errno {error}, which no device gave"
                 );
@@ -138,9 +148,12 @@ impl Watch {
     fn chain_is_complete(&self, job: &BackupRecord, state: &FinalState) -> bool {
         let (Some(base), Some(below)) = (&job.base, state.backing.get(&job.created.target)) else { return false };
         let earlier = self.jobs.iter().find(|other| {
-            other.created.target == *below && other.created.source == job.created.source && !other.overwritten
+            other.created.target == *below && other.created.source == job.created.source && other.is_untouched()
         });
         let Some(earlier) = earlier.filter(|earlier| earlier.succeeded == Some(true)) else { return false };
+        if !job.is_untouched() {
+            return false;
+        }
         let is_whole = earlier.created.sync == "full" || self.chain_is_complete(earlier, state);
         let length = job.created.length;
         is_whole

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use crate::sim::trace::Stamped;
+use crate::sim::trace::{Stamped, TOOL};
 use crate::sim::{BackupCreated, BitmapDump, Nanos, Runs, TraceEvent};
 
 use super::asked::Asked;
@@ -65,6 +65,8 @@ pub struct Watch {
     requests: Vec<Request>,
     /// Error numbers that devices gave.
     pub(super) device_errors: BTreeSet<i32>,
+    /// Where guests have written compressed clusters.
+    pub(super) compressed: BTreeSet<(Rc<str>, u64)>,
     /// Guests' requests that failed: disk, operation, offset, errno.
     pub(super) guest_errors: Vec<(Rc<str>, &'static str, u64, i32)>,
     pub(super) found: Vec<Violation>,
@@ -73,6 +75,8 @@ pub struct Watch {
     /// Pairs of a job's state (highest byte) and a device operation that ended in it (the rest).
     pub cells: BTreeSet<u64>,
     pub(super) killed: bool,
+    /// Machines that have ended.
+    pub(super) machine: u32,
     /// The machine ended in order and none was started since.
     pub(super) closed: bool,
     /// Only machines change the images.
@@ -81,8 +85,8 @@ pub struct Watch {
     pub(super) opened_snapshot: bool,
     /// How each job goes about its work.
     pub(super) conduct: Vec<Conduct>,
-    /// Nodes in drained sections, each as often as it is in one.
-    drained: Vec<Rc<str>>,
+    /// Nodes in drained sections, each as often as it is in one, and whose sections these are.
+    drained: Vec<(Rc<str>, Option<Rc<str>>)>,
     /// Drained sections of all nodes.
     all_drained: u32,
     /// Reads that have failed so far.
@@ -121,11 +125,13 @@ impl Watch {
             snapshots: Snapshots::default(),
             requests: Vec::new(),
             device_errors: BTreeSet::new(),
+            compressed: BTreeSet::new(),
             guest_errors: Vec::new(),
             found: Vec::new(),
             coverage: BTreeSet::new(),
             cells: BTreeSet::new(),
             killed: false,
+            machine: 0,
             closed: false,
             own_images,
             opened_snapshot: false,
@@ -147,8 +153,25 @@ impl Watch {
     pub fn see(&mut self, stamped: &Stamped) {
         self.now = stamped.time;
         match &stamped.event {
-            TraceEvent::GuestBegin { id, disk, operation, offset, bytes, content, durable } => {
-                self.guest_begins(*id, disk, operation, (*offset, *bytes), (content, *durable));
+            TraceEvent::GuestBegin {
+                id,
+                disk,
+                file,
+                is_image,
+                is_overlay,
+                operation,
+                offset,
+                bytes,
+                content,
+                durable,
+                compressed,
+            } => {
+                let range = (*offset, *bytes);
+                self.disks.lies_in(disk, file.as_ref(), (*is_image, *is_overlay));
+                if *compressed {
+                    self.compressed.insert((disk.clone(), *offset));
+                }
+                self.guest_begins(*id, disk, operation, range, (content, *durable));
             }
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
             TraceEvent::RequestBegin { id, node, operation, offset, bytes, device } => {
@@ -161,9 +184,10 @@ impl Watch {
                 self.request_begins(request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
-            TraceEvent::SnapshotOpened { filter, source, whole } => {
+            TraceEvent::FileCreated { file } => self.disks.changes_from_outside(file),
+            TraceEvent::SnapshotOpened { filter, source, whole, kept } => {
                 self.all_whole &= whole;
-                self.snapshot_opens(filter, source);
+                self.snapshot_opens(filter, source, *kept);
             }
             TraceEvent::SnapshotRead { filter, offset, content } => {
                 self.snapshot_read(filter, &stamped.owner, *offset, content);
@@ -183,6 +207,7 @@ impl Watch {
                     self.disks.cut(disk, *size);
                     self.found.extend(first_of_wrong_length(list, disk, *size).filter(|_| *succeeded));
                 }
+                asked.moved.iter().for_each(|disk| self.disks.forget(&disk.as_str().into()));
                 let (disks, trusted) = (&self.disks, self.own_images && self.device_errors.is_empty());
                 self.bitmaps.adopt(list, &asked, |disk| disks.settled_image(disk), trusted, &mut self.found);
             }
@@ -194,7 +219,7 @@ impl Watch {
                     conduct.asked_to_pause();
                 }
             }
-            TraceEvent::Drained { node, begins } => self.drain(node.as_ref(), *begins),
+            TraceEvent::Drained { node, begins } => self.drain(node.as_ref(), *begins, &stamped.owner),
             TraceEvent::Killed => self.killed(),
             TraceEvent::ShutDown => self.shut_down(),
             TraceEvent::QmpEvent { .. }
@@ -215,6 +240,11 @@ impl Watch {
         if self.all_drained > 0 {
             let text = format!("a guest's {operation} of disk {disk} begins while all nodes are drained");
             self.found.push(Violation::new(Breach::NotDrained, disk, text));
+        }
+        if operation != "read" && operation != "flush" {
+            for job in self.jobs.iter_mut().filter(|job| job.created.target == *disk) {
+                job.used.set(range.0, range.1, true);
+            }
         }
         self.disks.begin(id, disk, operation, range, content);
     }
@@ -259,12 +289,17 @@ impl Watch {
         let id = request.id;
         self.closed = false;
         if request.changes() {
+            if let Some(file) = request.node.strip_prefix(TOOL) {
+                self.disks.changes_from_outside(file);
+            }
             self.bitmaps.attempt(&request.node, request.offset, request.bytes);
             for job in unsettled(&mut self.jobs, &request.node) {
                 job.since.may.set(request.offset, request.bytes, true);
             }
         }
-        for job in self.jobs.iter().filter(|job| job.is_at_rest() && job.copies_with(&request.node, &request.owner)) {
+        let copies =
+            |job: &&BackupRecord| request.operation != "flush" && job.copies_with(&request.node, &request.owner);
+        for job in self.jobs.iter().filter(|job| job.is_at_rest()).filter(copies) {
             let state = job.states.last().copied().unwrap_or_default();
             let text = format!("job {} is {state}, but goes on to copy", job.created.job);
             self.found.push(Violation::new(Breach::CopiesAtRest, &job.created.job, text));
@@ -301,7 +336,11 @@ impl Watch {
             let open = self.requests.iter().filter(|other| meets(other) && overlaps(other));
             self.given_up.discard(id, &request.node, range, open.map(|other| other.id).collect());
         }
-        if request.operation != "flush" && self.drained.contains(&request.node) {
+        // What a command does while it drains, such as opening a node anew, is its own affair.
+        let minds = |(node, owner): &(Rc<str>, Option<Rc<str>>)| {
+            *node == request.node && (*owner != request.owner || is_job(&request.owner))
+        };
+        if request.operation != "flush" && self.drained.iter().any(minds) {
             let text = format!("a {} of node {} begins in a drained section of it", request.operation, request.node);
             self.found.push(Violation::new(Breach::NotDrained, &request.node, text));
         }
@@ -340,7 +379,7 @@ impl Watch {
     }
 
     /// A drained section of a node, or of all, has begun or is about to end.
-    fn drain(&mut self, node: Option<&Rc<str>>, begins: bool) {
+    fn drain(&mut self, node: Option<&Rc<str>>, begins: bool, owner: &Option<Rc<str>>) {
         let Some(node) = node else {
             if begins {
                 self.bitmaps.drained();
@@ -349,7 +388,7 @@ impl Watch {
             return;
         };
         if !begins {
-            if let Some(at) = self.drained.iter().position(|other| other == node) {
+            if let Some(at) = self.drained.iter().position(|(other, _)| other == node) {
                 self.drained.remove(at);
             }
             return;
@@ -359,7 +398,7 @@ impl Watch {
             let text = format!("node {node} counts as drained with a {} of it under way", request.operation);
             self.found.push(Violation::new(Breach::NotDrained, node, text));
         }
-        self.drained.push(node.clone());
+        self.drained.push((node.clone(), owner.clone()));
     }
 
     fn job_command(
@@ -404,6 +443,14 @@ impl Watch {
                 conduct.ends(id, done.operation == "read", error);
             }
         }
+        if error != 0 && done.operation == "read" {
+            let reads = |job: &&BackupRecord| job.created.read_at == done.node && job.is_by(&done.owner);
+            for job in self.jobs.iter().filter(reads) {
+                if let Some(conduct) = conduct_of(&mut self.conduct, &job.created.job) {
+                    conduct.reading_failed();
+                }
+            }
+        }
         if error != 0 {
             // Other drivers have errors of their own, but none of them gives EIO for nothing.
             let is_given = done.device || error != IO_ERROR;
@@ -418,8 +465,8 @@ impl Watch {
         }
     }
 
-    fn snapshot_opens(&mut self, filter: &Rc<str>, source: &Rc<str>) {
-        let mut image = self.disks.image(source);
+    fn snapshot_opens(&mut self, filter: &Rc<str>, source: &Rc<str>, kept: bool) {
+        let mut image = if kept { self.disks.image(source) } else { Image::all(None) };
         for request in self.disks.changing(source) {
             image.set(request.offset, request.end - request.offset, None);
         }
@@ -437,12 +484,16 @@ impl Watch {
 
     fn backup_created(&mut self, created: &Rc<BackupCreated>, now: Nanos) {
         self.conduct.push(Conduct::new(created.clone(), now));
+        self.disks.forget(&created.target);
         for earlier in self.jobs.iter_mut().filter(|job| job.created.target == created.target) {
             earlier.overwritten = true;
         }
         let dump = created.bitmap.as_ref();
         let followed = dump.and_then(|dump| self.bitmaps.get(&dump.node, &dump.name));
-        let base = dump.map(|dump| followed.map_or_else(|| Bounds::exactly(dump), |followed| followed.bounds.clone()));
+        let base = dump.map(|dump| {
+            let bytes = followed.map_or_else(|| Bounds::exactly(dump), |followed| followed.bounds.clone());
+            bytes.in_bits(dump.granularity, created.length)
+        });
         self.jobs.push(BackupRecord {
             created: created.clone(),
             point: self.point_in_time(created),
@@ -456,6 +507,8 @@ impl Watch {
             started: false,
             states: vec!["created"],
             overwritten: false,
+            used: Ranges::all(false),
+            machine: self.machine,
         });
     }
 
@@ -518,6 +571,7 @@ impl Watch {
     }
 
     fn end_process(&mut self, killed: bool) {
+        self.machine += 1;
         self.conduct.iter_mut().for_each(Conduct::machine_ended);
         (self.all_drained, self.drained) = (0, Vec::new());
         self.bitmaps.end_process(killed);
@@ -575,6 +629,11 @@ impl Watch {
         let names: BTreeSet<Rc<str>> = disks.chain(targets).collect();
         names.into_iter().collect()
     }
+}
+
+/// Whether a job is behind it.
+fn is_job(owner: &Option<Rc<str>>) -> bool {
+    owner.as_deref().is_some_and(|owner| owner.starts_with("job "))
 }
 
 /// The newest job called `id`, unless it is gone.

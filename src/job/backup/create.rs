@@ -225,6 +225,7 @@ fn announce(job: &Job, target: &Node, options: &BackupOptions) {
         TraceEvent::BackupCreated(Rc::new(BackupCreated {
             job: job.id.clone(),
             source: block.node(block.skip_filters(backup.source)).name.clone(),
+            read_at: block.node(backup.source).name.clone(),
             target: target.name.clone(),
             sync: options.sync.name(),
             mode: backup.bitmap_mode.name(),
