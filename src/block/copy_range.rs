@@ -91,6 +91,7 @@ impl Block {
             self.check_ends(&source, &target)?;
             checked_end(to.offset, bytes)?;
             let _in_flight = InFlight::new(&target.in_flight);
+            let traced = self.trace_begin(&target, "copy-range", to.offset, bytes);
             let request = target.tracker.begin(&self.sim, to.offset, bytes);
             if flags.contains(ReqFlags::SERIALISING) {
                 request.serialise(self.serialising_alignment(&target));
@@ -100,6 +101,7 @@ impl Block {
                 result = self.copy_range_into(&source, &target, from, to.offset, bytes, flags).await;
             }
             self.finish_write(&target, to.offset, bytes, result);
+            self.trace_end(traced, result.as_ref().err());
             result
         })
     }

@@ -38,17 +38,13 @@ impl Bounds {
         Bounds { must: dirty.clone(), may: dirty }
     }
 
-    /// The same in whole bits of so many bytes, on a disk of `length` bytes.
-    pub fn in_bits(&self, granularity: u64, length: u64) -> Bounds {
-        let widen = |ranges: &Ranges<bool>| {
-            let mut widened = Ranges::all(false);
-            for run in ranges.within(0, length).filter(|run| run.value) {
-                let start = run.start - run.start % granularity;
-                widened.set(start, run.end.next_multiple_of(granularity) - start, true);
-            }
-            widened
-        };
-        Bounds { must: widen(&self.must), may: widen(&self.may) }
+    /// The same where what may be set is so in whole bits of so many bytes, on a disk of `length` bytes.
+    pub fn in_bits(mut self, granularity: u64, length: u64) -> Bounds {
+        for run in self.may.clone().within(0, length).filter(|run| run.value) {
+            let start = run.start - run.start % granularity;
+            self.may.set(start, run.end.next_multiple_of(granularity) - start, true);
+        }
+        self
     }
 
     /// Adds other bounds, up to `end`.

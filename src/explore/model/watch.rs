@@ -44,6 +44,11 @@ impl Request {
         matches!(self.operation, "write" | "write-zeroes")
     }
 
+    /// Whether there are data behind it: what the host copies by itself, too.
+    fn fills(&self) -> bool {
+        self.writes() || self.operation == "copy-range"
+    }
+
     /// Whether it is part of copying data from disk to disk.
     fn copies(&self) -> bool {
         self.operation == "read" || self.writes()
@@ -51,7 +56,7 @@ impl Request {
 
     /// Whether the disk may be another one after it.
     fn changes(&self) -> bool {
-        self.writes() || self.operation == "discard"
+        self.fills() || self.operation == "discard"
     }
 }
 
@@ -457,7 +462,7 @@ impl Watch {
             if is_given && self.snapshots.image(&done.node).is_none() {
                 self.device_errors.insert(error);
             }
-        } else if done.writes() {
+        } else if done.fills() {
             let jobs = self.jobs.iter_mut().filter(|job| job.created.target == done.node && !job.overwritten);
             for job in jobs {
                 job.copied.set(done.offset, done.bytes, true);
