@@ -440,6 +440,17 @@ fn failure_text(
     let _ = write!(text, "{}", report::wrapped(&format!("schedule {}; {}", failure.index, report::shrinking(shrunk))));
     let _ = writeln!(text, "* departs from QEMU's own order\n\n{}", report::table(&story, &run.violations));
     text += &report::explanation(explanation);
+    let setup = &shrunk.setup;
+    let compat = setup.compat.unwrap_or(setup.case.settings.compat.0);
+    let finding = known::recognize(&shrunk.violation, &shrunk.scenario, compat).filter(|_| search.defects.is_empty());
+    if let Some(finding) = finding {
+        let said = format!(
+            "known: QEMU itself does this: {} in docs/findings.md; --known {} goes on past it",
+            finding.finding,
+            quoted(&finding.signature())
+        );
+        text += &report::wrapped(&said);
+    }
     let replay = match saved {
         Some(path) => format!("backsim replay {}", quoted(&path.display().to_string())),
         None => format!("{} --save FILE && backsim replay FILE", again(search, failure)),

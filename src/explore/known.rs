@@ -90,6 +90,18 @@ pub fn beside(scenario: &Path, text: &str, versions: &[Compat]) -> Result<Vec<Fi
     Ok(all.into_iter().filter(|finding| finding.may_show_in(scenario, text, versions)).collect())
 }
 
+/// What this project has found and written up, for whoever meets it in a scenario of his own.
+const WRITTEN_UP: &str = include_str!("../../scenarios/findings/known.list");
+
+/// The finding that a violation of this scenario looks like, as that version.
+pub fn recognize(violation: &Violation, text: &str, compat: Compat) -> Option<Finding> {
+    let looks_like = |finding: &Finding| {
+        let signature = (finding.breaks.clone(), finding.text.clone());
+        is_known(&[signature], violation) && finding.may_show_in(Path::new(""), text, &[compat])
+    };
+    parse(WRITTEN_UP).ok()?.into_iter().find(looks_like)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +123,16 @@ mod tests {
         assert!(parse("- {finding: f, breaks: guest, uses: []}\n").is_err());
         assert!(parse("- {finding: f, breaks: gust, uses: [qcow2]}\n").is_err());
         assert!(parse("- {finding: f, breaks: guest, compat: qemu-7, uses: [qcow2]}\n").is_err());
+    }
+
+    #[test]
+    fn what_is_written_up_is_recognized_where_it_may_show() {
+        let text = "a reader of the snapshot of disk disk got 0x11 instead of 0x00, by a read that ends behind what was kept";
+        let torn = Violation::new(Breach::SnapshotStraddled, "disk", text.to_owned());
+        let found = |scenario: &str, compat| recognize(&torn, scenario, compat).map(|finding| finding.finding);
+        let reader = "driver: snapshot-access";
+        assert_eq!(found(reader, Compat::Qemu72).as_deref(), Some("snapshot-shows-new-data"));
+        assert_eq!((found(reader, Compat::Qemu100), found("nothing", Compat::Qemu72)), (None, None));
     }
 
     #[test]
