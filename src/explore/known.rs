@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn what_is_written_up_is_recognized_where_it_may_show() {
-        let text = "a reader of the snapshot of disk disk got 0x11 instead of 0x00, by a read that ends behind what was kept";
+        let text =
+            "a reader of the snapshot of disk disk got 0x11 instead of 0x00, by a read that ends behind what was kept";
         let torn = Violation::new(Breach::SnapshotStraddled, "disk", text.to_owned());
         let found = |scenario: &str, compat| recognize(&torn, scenario, compat).map(|finding| finding.finding);
         let reader = "driver: snapshot-access";

@@ -12,53 +12,14 @@ use super::asked::Asked;
 use super::bitmaps::{Bitmaps, Bounds, first_of_wrong_length};
 use super::conduct::{Conduct, OwnRequest};
 use super::disks::{Disks, Image};
+use super::drained::Drained;
 use super::given_up::GivenUp;
 use super::hash::Fnv;
 use super::jobs::{BackupRecord, Settled};
 use super::ranges::Ranges;
+use super::request::Request;
 use super::snapshots::Snapshots;
 use super::violation::{Breach, Violation};
-
-/// A request to some node under way.
-struct Request {
-    id: u64,
-    node: Rc<str>,
-    operation: &'static str,
-    offset: u64,
-    bytes: u64,
-    /// Who is behind it.
-    owner: Option<Rc<str>>,
-    /// Its node is a device, or plays one.
-    device: bool,
-    /// Reads that had failed when it began.
-    failed_reads: u64,
-    /// When it began, as snapshots count.
-    begun: u64,
-    /// The same in virtual time.
-    since: Nanos,
-}
-
-impl Request {
-    /// Whether it leaves data behind.
-    fn writes(&self) -> bool {
-        matches!(self.operation, "write" | "write-zeroes")
-    }
-
-    /// Whether there are data behind it: what the host copies by itself, too.
-    fn fills(&self) -> bool {
-        self.writes() || self.operation == "copy-range"
-    }
-
-    /// Whether it is part of copying data from disk to disk.
-    fn copies(&self) -> bool {
-        self.operation == "read" || self.writes()
-    }
-
-    /// Whether the disk may be another one after it.
-    fn changes(&self) -> bool {
-        self.fills() || self.operation == "discard"
-    }
-}
 
 /// Everything known about a run; see the module's text.
 pub struct Watch {
@@ -90,10 +51,7 @@ pub struct Watch {
     pub(super) opened_snapshot: bool,
     /// How each job goes about its work.
     pub(super) conduct: Vec<Conduct>,
-    /// Nodes in drained sections, each as often as it is in one, and whose sections these are.
-    drained: Vec<(Rc<str>, Option<Rc<str>>)>,
-    /// Drained sections of all nodes.
-    all_drained: u32,
+    drained: Drained,
     /// Reads that have failed so far.
     pub(super) failed_reads: u64,
     /// What readers of snapshots have given up.
@@ -141,8 +99,7 @@ impl Watch {
             own_images,
             opened_snapshot: false,
             conduct: Vec::new(),
-            drained: Vec::new(),
-            all_drained: 0,
+            drained: Drained::default(),
             failed_reads: 0,
             given_up: GivenUp::new(),
             all_whole: true,
@@ -242,10 +199,7 @@ impl Watch {
         range: (u64, u64),
         content: (&Runs, bool),
     ) {
-        if self.all_drained > 0 {
-            let text = format!("a guest's {operation} of disk {disk} begins while all nodes are drained");
-            self.found.push(Violation::new(Breach::NotDrained, disk, text));
-        }
+        self.found.extend(self.drained.judge_guest(disk, operation));
         if operation != "read" && operation != "flush" {
             for job in self.jobs.iter_mut().filter(|job| job.created.target == *disk) {
                 job.used.set(range.0, range.1, true);
@@ -341,14 +295,7 @@ impl Watch {
             let open = self.requests.iter().filter(|other| meets(other) && overlaps(other));
             self.given_up.discard(id, &request.node, range, open.map(|other| other.id).collect());
         }
-        // What a command does while it drains, such as opening a node anew, is its own affair.
-        let minds = |(node, owner): &(Rc<str>, Option<Rc<str>>)| {
-            *node == request.node && (*owner != request.owner || is_job(&request.owner))
-        };
-        if request.operation != "flush" && self.drained.iter().any(minds) {
-            let text = format!("a {} of node {} begins in a drained section of it", request.operation, request.node);
-            self.found.push(Violation::new(Breach::NotDrained, &request.node, text));
-        }
+        self.found.extend(self.drained.judge(&request));
         self.requests.push(request);
     }
 
@@ -385,25 +332,16 @@ impl Watch {
 
     /// A drained section of a node, or of all, has begun or is about to end.
     fn drain(&mut self, node: Option<&Rc<str>>, begins: bool, owner: &Option<Rc<str>>) {
-        let Some(node) = node else {
-            if begins {
-                self.bitmaps.drained();
+        match node {
+            Some(node) if begins => self.found.extend(self.drained.begins(node, owner, &self.requests)),
+            Some(node) => self.drained.ends(node),
+            None => {
+                if begins {
+                    self.bitmaps.drained();
+                }
+                self.drained.all(begins);
             }
-            self.all_drained = if begins { self.all_drained + 1 } else { self.all_drained.saturating_sub(1) };
-            return;
-        };
-        if !begins {
-            if let Some(at) = self.drained.iter().position(|(other, _)| other == node) {
-                self.drained.remove(at);
-            }
-            return;
         }
-        let still = self.requests.iter().find(|request| request.node == *node && request.operation != "flush");
-        if let Some(request) = still {
-            let text = format!("node {node} counts as drained with a {} of it under way", request.operation);
-            self.found.push(Violation::new(Breach::NotDrained, node, text));
-        }
-        self.drained.push((node.clone(), owner.clone()));
     }
 
     fn job_command(
@@ -578,7 +516,7 @@ impl Watch {
     fn end_process(&mut self, killed: bool) {
         self.machine += 1;
         self.conduct.iter_mut().for_each(Conduct::machine_ended);
-        (self.all_drained, self.drained) = (0, Vec::new());
+        self.drained = Drained::default();
         self.bitmaps.end_process(killed);
         if !self.own_images {
             self.bitmaps.forget_stored();
@@ -634,11 +572,6 @@ impl Watch {
         let names: BTreeSet<Rc<str>> = disks.chain(targets).collect();
         names.into_iter().collect()
     }
-}
-
-/// Whether a job is behind it.
-fn is_job(owner: &Option<Rc<str>>) -> bool {
-    owner.as_deref().is_some_and(|owner| owner.starts_with("job "))
 }
 
 /// The newest job called `id`, unless it is gone.
