@@ -246,8 +246,8 @@ impl Watch {
 
     fn request_begins(&mut self, request: Request, now: Nanos) {
         let id = request.id;
-        self.closed = false;
         if request.changes() {
+            self.closed = false;
             if let Some(file) = request.node.strip_prefix(TOOL) {
                 self.disks.changes_from_outside(file);
             }
