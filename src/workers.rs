@@ -10,7 +10,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 /// The stack of a thread that makes runs, bytes. A request goes down a chain of images one frame a layer, and a graph may be
 /// as deep as it has nodes (`block::MOST_NODES`); what is not used costs addresses only.
-const STACK_BYTES: usize = 512 << 20;
+const STACK_BYTES: usize = 64 << 20;
 
 /// Does `work` on a thread with a stack for the deepest graph; a panic in it goes on here.
 ///

@@ -109,11 +109,8 @@ async fn backing_size(process: &Process, filename: &str, backing: &str, options:
     let full = full_backing_name(filename, backing);
     // Whoever uses the backing file may go on: only its length is looked at.
     let how = How { force_share: true, ..How::default() };
-    let image = process.try_open(&full, format, how).await.map_err(|text| {
-        // The backing file is opened without the program's own words around it.
-        let text = text.strip_prefix(&format!("Could not open '{full}': ")).unwrap_or(&text).to_owned();
-        failed(&format!("{text}\nCould not open backing image."))
-    })?;
+    let opened = process.open_plain(&full, format, how).await;
+    let image = opened.map_err(|text| failed(&format!("{text}\nCould not open backing image.")))?;
     let (size, found) = (image.node.length.get(), image.node.driver_name().unwrap_or("raw"));
     process.close(image).await;
     if format.is_none() {

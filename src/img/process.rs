@@ -104,8 +104,14 @@ impl Process {
 
     /// Opens an image (`img_open`); the text of a failure is the whole message.
     pub(super) async fn try_open(&self, filename: &str, format: Option<&str>, how: How) -> Result<Image, String> {
+        let opened = self.open_plain(filename, format, how).await;
+        opened.map_err(|text| format!("Could not open '{filename}': {text}"))
+    }
+
+    /// The same without the program's own words around the block layer's.
+    pub(super) async fn open_plain(&self, filename: &str, format: Option<&str>, how: How) -> Result<Image, String> {
         let opened = self.open_node(filename, format, how).await;
-        let node = opened.map_err(|text| self.with_hint(format!("Could not open '{filename}': {text}")))?;
+        let node = opened.map_err(|text| self.with_hint(text))?;
         let mut perm = if how.no_io { Perm::NONE } else { Perm::CONSISTENT_READ };
         if how.write {
             perm |= Perm::WRITE;
@@ -119,7 +125,7 @@ impl Process {
         self.block.unref(node.id).await;
         match backend {
             Ok(backend) => Ok(Image { backend, node, filename: filename.to_owned() }),
-            Err(text) => Err(self.with_hint(format!("Could not open '{filename}': {text}"))),
+            Err(text) => Err(self.with_hint(text)),
         }
     }
 

@@ -122,11 +122,8 @@ fn in_chain(process: &Process, image: &Image, full: &str) -> Option<NodeId> {
 
 async fn open_new(process: &Process, wanted: &Wanted<'_>, name: &str, full: &str) -> Outcome<Image> {
     let how = How { force_share: wanted.force_share, ..How::default() };
-    process.try_open(full, wanted.backing_format, how).await.map_err(|text| {
-        // The file is opened without the program's own words around it.
-        let text = text.strip_prefix(&format!("Could not open '{full}': ")).unwrap_or(&text);
-        failure(format!("Could not open new backing file '{name}': {text}"))
-    })
+    let opened = process.open_plain(full, wanted.backing_format, how).await;
+    opened.map_err(|text| failure(format!("Could not open new backing file '{name}': {text}")))
 }
 
 async fn change(process: &Process, image: &Image, name: Option<&str>, format: Option<&str>) -> Outcome<()> {

@@ -45,8 +45,9 @@ impl Watch {
         let status = |id: &str| state.jobs.iter().find(|(job, _)| **job == *id).map(|(_, status)| *status);
         for (conduct, job) in self.conduct.iter().zip(&self.jobs) {
             conduct.judge_end(found);
-            let is_only = self.jobs.iter().filter(|other| other.created.job == job.created.job).count() == 1;
             // The events are those of the last machine.
+            let has_told = self.jobs.iter().filter(|other| other.machine == self.machine);
+            let is_only = has_told.filter(|other| other.created.job == job.created.job).count() == 1;
             if is_only && !self.killed && job.machine == self.machine {
                 conduct.judge_told(&state.events, job.succeeded, found);
             }
@@ -101,12 +102,11 @@ impl Watch {
         for (disk, operation, offset, error) in &self.guest_errors {
             // A filter with a time limit fails a write that had to wait too long.
             let timed_out = *error == TIMED_OUT && self.opened_snapshot;
-            // A compressed cluster can't be overwritten by another, and who has changed an image's file by hand gets
-            // what he asked for.
-            let is_refused = self.compressed.contains(&(disk.clone(), *offset)) || self.disks.is_tampered(disk);
+            // Who has changed an image's file by hand gets what he asked for.
+            let is_tampered = self.disks.is_tampered(disk);
             // A machine that was killed has taken its disks along.
             let is_gone = *error == NO_MEDIUM && self.killed;
-            if !self.device_errors.contains(error) && !is_gone && !timed_out && !is_refused {
+            if !self.device_errors.contains(error) && !is_gone && !timed_out && !is_tampered {
                 let text = format!(
                     "a guest's {operation} of disk {disk} at byte {offset} failed with errno {error}, which no device gave"
                 );

@@ -31,8 +31,8 @@ pub struct Watch {
     requests: Vec<Request>,
     /// Error numbers that devices gave.
     pub(super) device_errors: BTreeSet<i32>,
-    /// Where guests have written compressed clusters.
-    pub(super) compressed: BTreeSet<(Rc<str>, u64)>,
+    /// Guests' writes of compressed clusters under way, by number.
+    compressed: BTreeSet<u64>,
     /// Guests' requests that failed: disk, operation, offset, errno.
     pub(super) guest_errors: Vec<(Rc<str>, &'static str, u64, i32)>,
     pub(super) found: Vec<Violation>,
@@ -131,7 +131,7 @@ impl Watch {
                 let range = (*offset, *bytes);
                 self.disks.lies_in(disk, file.as_ref(), (*is_image, *is_overlay));
                 if *compressed {
-                    self.compressed.insert((disk.clone(), *offset));
+                    self.compressed.insert(*id);
                 }
                 self.guest_begins(*id, disk, operation, range, (content, *durable));
             }
@@ -209,6 +209,7 @@ impl Watch {
     }
 
     fn guest_ends(&mut self, id: u64, error: i32, content: &Runs) {
+        let is_compressed = self.compressed.remove(&id);
         let Some(request) = self.disks.end(id, error, content, &mut self.found) else { return };
         if request.changes() {
             self.snapshots.write(&request.disk, (request.offset, request.end), error == 0);
@@ -220,7 +221,10 @@ impl Watch {
                 }
             }
             self.judge_refusal(&request.disk, request.operation, (request.offset, request.end), error);
-            self.guest_errors.push((request.disk.clone(), request.operation, request.offset, error));
+            // A compressed cluster can't be written where there is something already.
+            if !(is_compressed && error == IO_ERROR) {
+                self.guest_errors.push((request.disk.clone(), request.operation, request.offset, error));
+            }
         }
         self.cover(1);
     }
