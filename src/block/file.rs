@@ -221,7 +221,9 @@ impl FileDriver {
     ) -> Result<(), String> {
         let struck = self.device(block, node, Operation::Write, size, 0).await;
         struck.map_err(|error| format!("Could not resize file: {error}"))?;
-        set_file_length(&self.store, size, preallocation)
+        set_file_length(&self.store, size, preallocation)?;
+        block.witness_file_length(&self.filename, size);
+        Ok(())
     }
 
     /// Data or hole (`lseek`), without a yield.

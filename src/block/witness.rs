@@ -121,6 +121,12 @@ impl Block {
         format!("{TOOL}{name}").into()
     }
 
+    /// A file of the host has another length now.
+    pub(super) fn witness_file_length(&self, filename: &str, size: u64) {
+        let outside = self.program == "qemu-img";
+        self.sim.emit(|| TraceEvent::FileResized { file: Host::plain_name(filename).into(), size, outside });
+    }
+
     /// A drained section of a node, or of all, has begun or is about to end.
     pub(super) fn witness_drain(&self, node: Option<NodeId>, begins: bool) {
         let name = |id: NodeId| self.try_node(id).map(|node| self.told_name(&node)).unwrap_or_default();
@@ -144,6 +150,7 @@ impl Block {
             busy: bitmap.busy,
             inconsistent: bitmap.inconsistent,
             persistent: bitmap.persistent && !bitmap.skip_store,
+            readonly: bitmap.readonly,
             size: bitmap.size(),
             dirty,
         })

@@ -30,6 +30,8 @@ pub struct BitmapDump {
     pub inconsistent: bool,
     /// To be stored in the image.
     pub persistent: bool,
+    /// Its image can't be written to, so that what becomes of it stays in memory.
+    pub readonly: bool,
     /// Bytes of the disk that it covers.
     pub size: u64,
     /// Dirty areas, those of a successor included: offset and bytes.
@@ -106,6 +108,15 @@ pub enum TraceEvent {
     FileCreated {
         /// Its name.
         file: Rc<str>,
+    },
+    /// A file of the host ends elsewhere now.
+    FileResized {
+        /// Its name.
+        file: Rc<str>,
+        /// Its new length, bytes.
+        size: u64,
+        /// A qemu-img did it, and no machine.
+        outside: bool,
     },
     /// A guest's request has passed the queue of its backend.
     GuestBegin {

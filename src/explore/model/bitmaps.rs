@@ -67,6 +67,9 @@ pub struct Followed {
     pub busy: bool,
     /// To be found in the image again.
     pub persistent: bool,
+    /// Whether writes will reach it when it comes from the image again: it may be switched on and off while its disk
+    /// is read-only, which the image never learns.
+    recording_in_image: bool,
     /// Bytes of a bit.
     granularity: u64,
     /// Nobody may believe it.
@@ -209,6 +212,9 @@ impl Bitmaps {
                     }
                     (followed.recording, followed.busy) = (dump.recording && !dump.inconsistent, dump.busy);
                     followed.persistent = dump.persistent;
+                    if !dump.readonly {
+                        followed.recording_in_image = followed.recording;
+                    }
                     followed.sure = followed.bounds.must.clone();
                 }
             }
@@ -231,10 +237,13 @@ impl Bitmaps {
 
     fn put(&mut self, key: Key, dump: &BitmapDump, seen: Image, stored: bool) {
         let bounds = Bounds::exactly(dump);
+        let recording = dump.recording && !dump.inconsistent;
+        let before = self.all.get(&key).filter(|_| dump.readonly);
         let followed = Followed {
             sure: bounds.must.clone(),
             bounds,
-            recording: dump.recording && !dump.inconsistent,
+            recording,
+            recording_in_image: before.map_or(recording, |before| before.recording_in_image),
             busy: dump.busy,
             persistent: dump.persistent,
             granularity: dump.granularity,
@@ -361,7 +370,7 @@ fn judge_loaded(dump: &BitmapDump, stored: &Stored, found: &mut Vec<Violation>) 
                 let what = format!("came back with cluster {}", at / dump.granularity);
                 found.push(wrong(Breach::BitFromNowhere, dump, &what));
             }
-            if followed.recording != dump.recording {
+            if followed.recording_in_image != dump.recording {
                 found.push(wrong(Breach::BitmapChanged, dump, "came back otherwise enabled than it was"));
             }
             if followed.granularity != dump.granularity {
@@ -432,10 +441,18 @@ mod tests {
             }
             let dirty =
                 set.within(0, length).filter(|run| run.value).map(|run| (run.start, run.end - run.start)).collect();
-            let (node, name) = (Rc::from("disk"), Rc::from("bitmap"));
-            let (recording, busy, inconsistent, persistent) = (true, false, false, false);
-            let dump =
-                BitmapDump { node, name, granularity, recording, busy, inconsistent, persistent, size: length, dirty };
+            let dump = BitmapDump {
+                node: Rc::from("disk"),
+                name: Rc::from("bitmap"),
+                granularity,
+                recording: true,
+                busy: false,
+                inconsistent: false,
+                persistent: false,
+                readonly: false,
+                size: length,
+                dirty,
+            };
             // Now and then all that is set, so that nothing is missing.
             let mut ranges = if rng.below(2) == 0 { set } else { Ranges::all(false) };
             for _ in 0..rng.below(4) {

@@ -179,6 +179,13 @@ impl Disks {
         disks.iter().for_each(|disk| self.forget(disk));
     }
 
+    /// A machine has made a file end at `size`: so do the disks that show it as it is.
+    pub fn cut_file(&mut self, file: &str, size: u64) {
+        let shows = |(disk, of): &(&Rc<str>, &Rc<str>)| ***of == *file && !self.images_with_tables.contains(*disk);
+        let disks: Vec<Rc<str>> = self.files.iter().filter(shows).map(|(disk, _)| disk.clone()).collect();
+        disks.iter().for_each(|disk| self.cut(disk, size));
+    }
+
     /// Whether a guest has written a file as it is: an image in it is what he has made it.
     pub fn is_tampered_file(&self, file: &str) -> bool {
         self.written_files.contains(file)

@@ -146,7 +146,10 @@ impl Watch {
                 self.request_begins(request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
-            TraceEvent::FileCreated { file } => self.disks.changes_from_outside(file),
+            TraceEvent::FileCreated { file } | TraceEvent::FileResized { file, outside: true, .. } => {
+                self.disks.changes_from_outside(file);
+            }
+            TraceEvent::FileResized { file, size, outside: false } => self.disks.cut_file(file, *size),
             TraceEvent::SnapshotOpened { filter, source, whole, kept } => {
                 self.all_whole &= whole;
                 self.snapshot_opens(filter, source, *kept);
