@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::bitmap::{BitmapId, DirtyBitmap};
 use crate::errno::Res;
 use crate::sim::trace::TOOL;
-use crate::sim::{BitmapDump, Runs, TraceEvent};
+use crate::sim::{BitmapDump, DiskPlace, Layer, Runs, TraceEvent};
 use crate::store::{Content, Host};
 
 use super::flags::ReqFlags;
@@ -31,13 +31,10 @@ impl Block {
         }
         let id = trace.request_id();
         let root = self.node(self.skip_filters(node.id));
-        let is_image = matches!(&*root.driver.borrow(), Driver::Qcow2(_));
         self.sim.emit(|| TraceEvent::GuestBegin {
             id,
             disk: root.name.clone(),
-            file: self.host_file(root.id),
-            is_image,
-            is_overlay: root.backing().is_some(),
+            place: self.place_of(root.id),
             operation,
             offset,
             bytes,
@@ -57,8 +54,35 @@ impl Block {
         }
     }
 
+    /// Where the bytes of the disk below the filters of a node lie.
+    pub fn place_of(&self, id: NodeId) -> DiskPlace {
+        let root = self.node(self.skip_filters(id));
+        let file = self.host_file(root.id);
+        let mut place = DiskPlace { file, is_image: root.qcow2().is_some(), below: Vec::new() };
+        let mut above = root;
+        while let Some(image) = self.image_within(&above) {
+            let Some(backing) = image.backing() else { break };
+            let layer = self.node(self.skip_filters(backing));
+            // What shows an image in a way of its own, a part of it perhaps, is not that image.
+            let is_plain = image.id == above.id && self.image_within(&layer).is_none_or(|image| image.id == layer.id);
+            let file = is_plain.then(|| self.host_file(layer.id)).flatten();
+            let (node, is_image, length) = (layer.name.clone(), layer.qcow2().is_some(), layer.length.get());
+            place.below.push(Layer { node, file, is_image, length });
+            above = layer;
+        }
+        place
+    }
+
+    /// The image that a node is or shows.
+    fn image_within(&self, node: &Rc<Node>) -> Option<Rc<Node>> {
+        match node.qcow2() {
+            Some(_) => Some(node.clone()),
+            None => self.image_within(&self.try_node(node.primary_child()?)?),
+        }
+    }
+
     /// The host's file that a node's own data lie in.
-    fn host_file(&self, id: NodeId) -> Option<Rc<str>> {
+    pub fn host_file(&self, id: NodeId) -> Option<Rc<str>> {
         let node = self.try_node(id)?;
         if let Driver::File(file) = &*node.driver.borrow() {
             return Some(Host::plain_name(&file.filename).into());
@@ -103,6 +127,8 @@ impl Block {
         self.sim.emit(|| TraceEvent::SnapshotOpened {
             filter: self.node(filter).name.clone(),
             source: self.node(self.skip_filters(source)).name.clone(),
+            place: self.place_of(source),
+            target_file: self.host_file(target),
             whole,
             kept: self.keeps_data(source) && self.keeps_data(target),
         });
@@ -119,6 +145,11 @@ impl Block {
         };
         let name = file.as_deref().map_or(&*node.name, Host::plain_name);
         format!("{TOOL}{name}").into()
+    }
+
+    /// What lies below a node is an empty image now.
+    pub fn witness_format(&self, node: NodeId) {
+        self.sim.emit(|| TraceEvent::FileFormatted { file: self.host_file(node).unwrap_or_default() });
     }
 
     /// A file of the host has another length now.

@@ -39,8 +39,6 @@ pub struct Setup {
     pub defects: Vec<String>,
     /// Whose behaviour; none: the case's.
     pub compat: Option<Compat>,
-    /// Whether fresh disks read as zeros, so that their content is known.
-    pub begin_as_zeros: bool,
     /// Whether no tool changes an image between two machines.
     pub own_images: bool,
     /// Events of a run, and requests and tasks of one event, until it is taken for one without end.
@@ -50,11 +48,9 @@ pub struct Setup {
 impl Setup {
     /// Prepares a case.
     pub fn new(case: Case, defects: Vec<String>) -> Setup {
-        let has_backing = |verb: &Verb| matches!(verb, Verb::Image(image) if image.backing.is_some());
-        let begin_as_zeros = !case.steps.iter().any(|step| has_backing(&step.verb));
         let changes_images = |verb: &Verb| matches!(verb, Verb::QemuImg(img) if !is_only_a_look(&img.qemu_img));
         let own_images = !case.steps.iter().any(|step| changes_images(&step.verb));
-        Setup { case, defects, compat: None, begin_as_zeros, own_images, step_limit: STEP_LIMIT }
+        Setup { case, defects, compat: None, own_images, step_limit: STEP_LIMIT }
     }
 
     /// Whose behaviour is reproduced.
@@ -154,7 +150,7 @@ impl<'a> Trial<'a> {
     /// Puts everything together; nothing has run yet.
     pub fn begin(setup: &'a Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> Trial<'a> {
         keep_panics();
-        let watch = Rc::new(RefCell::new(Watch::new(setup.begin_as_zeros, setup.own_images)));
+        let watch = Rc::new(RefCell::new(Watch::new(setup.own_images)));
         let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
         let images: Rc<RefCell<Vec<(String, Verdict)>>> = Rc::default();
         let mut options = options(setup, strategy, &watch, &left, listener);

@@ -77,6 +77,7 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
                 None if data_file_raw => Err("data-file-raw requires data-file".to_owned()),
                 None => Qcow2::create(block, node.id, &options).await,
             };
+            block.witness_format(node.id);
             // Only the reference that was taken above; the node has others.
             node.references.set(node.references.get().saturating_sub(1));
             if is_own {
@@ -121,6 +122,7 @@ pub async fn create_image(
     let DriverOptions::Raw { file: ChildRef::Inline(file), .. } = spec.driver else { return Ok(()) };
     let node = open_in_main_loop(block, *file).await?;
     let result = Qcow2::create(block, node, options).await;
+    block.witness_format(node);
     close_in_main_loop(block, node).await;
     if result.is_err() {
         // The file goes too, whatever stood there before; that it can't go is nobody's mistake.

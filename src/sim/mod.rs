@@ -23,7 +23,7 @@ pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Recorde
 pub use executor::{LocalFuture, Running, Sim, Stuck, TaskId, TaskKind};
 pub use poll::{PollUntil, Sleeper};
 pub use sync::{CoMutex, CoMutexGuard, Countdown, WaitQueue};
-pub use trace::{BackupCreated, BitmapDump, Runs, Trace, TraceEvent};
+pub use trace::{BackupCreated, BitmapDump, DiskPlace, Layer, Runs, Trace, TraceEvent};
 
 /// Virtual time in nanoseconds since the start of the run.
 pub type Nanos = u64;

@@ -38,6 +38,30 @@ pub struct BitmapDump {
     pub dirty: Vec<(u64, u64)>,
 }
 
+/// Where a disk's bytes lie, when somebody begins to use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskPlace {
+    /// The host's file, if there is one.
+    pub file: Option<Rc<str>>,
+    /// It is an image with tables of its own in that file.
+    pub is_image: bool,
+    /// The backing files that show where it has nothing itself, the nearest first.
+    pub below: Vec<Layer>,
+}
+
+/// A disk below an overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Node name.
+    pub node: Rc<str>,
+    /// The host's file; none if it has none, or shows it in a way of its own.
+    pub file: Option<Rc<str>>,
+    /// It is an image with tables of its own in that file.
+    pub is_image: bool,
+    /// Its length, bytes: zeros are behind.
+    pub length: u64,
+}
+
 /// What a backup was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupCreated {
@@ -45,10 +69,14 @@ pub struct BackupCreated {
     pub job: Rc<str>,
     /// The disk.
     pub source: Rc<str>,
+    /// Where its bytes lie.
+    pub place: DiskPlace,
     /// Where the job reads it, if there is a filter of its user's above it: that node.
     pub read_at: Rc<str>,
     /// Where to.
     pub target: Rc<str>,
+    /// The host's file that the target lies in.
+    pub target_file: Option<Rc<str>>,
     /// `full`, `top`, `none`, `incremental`, `bitmap`.
     pub sync: &'static str,
     /// `on-success`, `never`, `always`.
@@ -109,6 +137,11 @@ pub enum TraceEvent {
         /// Its name.
         file: Rc<str>,
     },
+    /// A file of the host was made an empty image.
+    FileFormatted {
+        /// Its name.
+        file: Rc<str>,
+    },
     /// A file of the host ends elsewhere now.
     FileResized {
         /// Its name.
@@ -124,12 +157,8 @@ pub enum TraceEvent {
         id: u64,
         /// The disk: the node below all filters.
         disk: Rc<str>,
-        /// The file of the host that it lies in, if there is one.
-        file: Option<Rc<str>>,
-        /// It is an image with tables of its own in that file.
-        is_image: bool,
-        /// It shows what another disk has where it has nothing itself.
-        is_overlay: bool,
+        /// Where its bytes lie.
+        place: DiskPlace,
         /// `read`, `write`, `write-zeroes`, `discard`, `flush`.
         operation: &'static str,
         /// Bytes.
@@ -158,6 +187,10 @@ pub enum TraceEvent {
         filter: Rc<str>,
         /// The disk.
         source: Rc<str>,
+        /// Where its bytes lie.
+        place: DiskPlace,
+        /// The host's file that old content is copied to.
+        target_file: Option<Rc<str>>,
         /// It keeps all of it, not only what a bitmap says.
         whole: bool,
         /// What is written to the disk and to where its old content goes can be read back.

@@ -317,6 +317,7 @@ impl Conduct {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::DiskPlace;
 
     const CLUSTER: u64 = 65536;
     const SECOND: Nanos = 1_000_000_000;
@@ -324,6 +325,8 @@ mod tests {
     fn conduct(speed: u64) -> Conduct {
         let created = BackupCreated {
             read_at: "disk".into(),
+            place: DiskPlace::default(),
+            target_file: None,
             job: "job0".into(),
             source: "disk".into(),
             target: "target".into(),

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::sim::Runs;
+use crate::sim::{DiskPlace, Layer, Runs};
 
+use super::places::{Known, Places, Seen};
 use super::ranges::Ranges;
 use super::violation::{Breach, Violation};
 
@@ -62,14 +63,7 @@ pub struct Disks {
     /// What survives a kill, by disk.
     durable: BTreeMap<Rc<str>, Image>,
     initial: Option<u8>,
-    /// The file that each disk lies in.
-    files: BTreeMap<Rc<str>, Rc<str>>,
-    /// Disks that keep nothing.
-    nowhere: BTreeSet<Rc<str>>,
-    /// Disks that are images with tables of their own.
-    images_with_tables: BTreeSet<Rc<str>>,
-    /// Files that guests have written as they are.
-    written_files: BTreeSet<Rc<str>>,
+    places: Places,
     /// Disks that others than guests have written to, or that show something else than before: of these only what guests
     /// write from then on is known.
     foreign: BTreeSet<Rc<str>>,
@@ -79,9 +73,8 @@ pub struct Disks {
     zeroed_in_race: BTreeMap<Rc<str>, Ranges<bool>>,
 }
 
-impl Disks {
-    /// Disks that begin as zeros, or unknown.
-    pub fn new(begin_as_zeros: bool) -> Disks {
+impl Default for Disks {
+    fn default() -> Disks {
         Disks {
             images: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -89,14 +82,13 @@ impl Disks {
             written: BTreeMap::new(),
             zeroed_in_race: BTreeMap::new(),
             foreign: BTreeSet::new(),
-            files: BTreeMap::new(),
-            nowhere: BTreeSet::new(),
-            images_with_tables: BTreeSet::new(),
-            written_files: BTreeSet::new(),
-            initial: begin_as_zeros.then_some(0),
+            places: Places::default(),
+            initial: Some(0),
         }
     }
+}
 
+impl Disks {
     /// What `disk` must hold now.
     pub fn image(&self, disk: &str) -> Image {
         self.images.get(disk).cloned().unwrap_or_else(|| Image::all(self.initial_of(disk)))
@@ -134,67 +126,66 @@ impl Disks {
     }
 
     fn initial_of(&self, disk: &str) -> Option<u8> {
-        self.initial.filter(|_| !self.foreign.contains(disk))
+        self.initial.filter(|_| !self.foreign.contains(disk) && !self.places.is_foreign(disk))
     }
 
-    /// A guest uses a disk that lies in `file`. Of one that lay elsewhere before, or shows what another disk has, nothing
-    /// is known; what lies in no file can't be read back.
-    pub fn lies_in(&mut self, disk: &Rc<str>, file: Option<&Rc<str>>, (is_image, is_overlay): (bool, bool)) {
-        let Some(file) = file else {
-            self.nowhere.insert(disk.clone());
-            return;
-        };
-        if is_overlay && !self.files.contains_key(disk) {
-            self.forget(disk);
-        }
-        if is_image {
-            self.images_with_tables.insert(disk.clone());
-        }
-        if self.files.get(disk) == Some(file) {
-            return;
-        }
-        let is_shared = self.files.values().any(|other| other == file);
-        if self.files.insert(disk.clone(), file.clone()).is_some() || is_shared {
-            self.forget(disk);
+    /// Somebody uses a disk that lies at `place`. Of one that lay elsewhere before, or shows what another disk has, nothing
+    /// is known; a new overlay shows what is below.
+    pub fn lies_at(&mut self, disk: &Rc<str>, place: &DiskPlace) {
+        match self.places.see(disk, place) {
+            Seen::AsBefore => {}
+            Seen::Elsewhere => self.forget(disk),
+            Seen::New if place.below.is_empty() || self.foreign.contains(disk) => {}
+            Seen::New if self.initial_of(disk).is_none() => self.forget(disk),
+            Seen::New => self.inherit(disk, &place.below),
         }
     }
 
-    /// Another disk that lies in the same file is not what its guests have made it any more.
-    fn forget_others(&mut self, disk: &Rc<str>) {
-        let Some(file) = self.files.get(disk).cloned() else { return };
-        let shares = |(other, of): &(&Rc<str>, &Rc<str>)| **of == file && *other != disk;
-        let others: Vec<Rc<str>> = self.files.iter().filter(shares).map(|(other, _)| other.clone()).collect();
-        for other in &others {
-            self.forget(other);
+    /// A new overlay is what is below, as far as that is known.
+    fn inherit(&mut self, disk: &Rc<str>, below: &[Layer]) {
+        let mut image = Image::all(self.initial);
+        let mut durable = Image::all(None);
+        for layer in below.iter().rev() {
+            match self.places.known(layer) {
+                Known::Fresh => {}
+                Known::Disk(known) if !self.foreign.contains(&known) => {
+                    image = self.settled(&known);
+                    durable = self.durable.get(&known).cloned().unwrap_or_else(|| Image::all(None));
+                }
+                Known::Disk(_) | Known::Nothing => (image, durable) = (Image::all(None), Image::all(None)),
+            }
+            image.set(layer.length, u64::MAX - layer.length, self.initial);
+            durable.set(layer.length, u64::MAX - layer.length, None);
         }
-        if !self.images_with_tables.contains(disk) {
-            self.written_files.insert(file);
-        }
+        self.images.insert(disk.clone(), image);
+        self.durable.insert(disk.clone(), durable);
     }
 
-    /// Somebody else than a machine writes to a file.
-    pub fn changes_from_outside(&mut self, file: &str) {
-        let lies_there = |(_, of): &(&Rc<str>, &Rc<str>)| ***of == *file;
-        let disks: Vec<Rc<str>> = self.files.iter().filter(lies_there).map(|(disk, _)| disk.clone()).collect();
-        disks.iter().for_each(|disk| self.forget(disk));
+    /// Others than guests put something into a file.
+    pub fn filled_from_outside(&mut self, file: &Rc<str>) {
+        self.changes_from_outside(file);
+        self.places.fill(file);
+    }
+
+    /// A file is new, and nothing in it.
+    pub fn is_new(&mut self, file: &Rc<str>) {
+        self.changes_from_outside(file);
+        self.places.empty(file);
+    }
+
+    /// Others than guests change a file.
+    pub fn changes_from_outside(&mut self, file: &Rc<str>) {
+        self.places.showing(file).iter().for_each(|disk| self.forget(disk));
     }
 
     /// A machine has made a file end at `size`: so do the disks that show it as it is.
     pub fn cut_file(&mut self, file: &str, size: u64) {
-        let shows = |(disk, of): &(&Rc<str>, &Rc<str>)| ***of == *file && !self.images_with_tables.contains(*disk);
-        let disks: Vec<Rc<str>> = self.files.iter().filter(shows).map(|(disk, _)| disk.clone()).collect();
-        disks.iter().for_each(|disk| self.cut(disk, size));
+        self.places.plain_in(file).iter().for_each(|disk| self.cut(disk, size));
     }
 
-    /// Whether a guest has written a file as it is: an image in it is what he has made it.
-    pub fn is_tampered_file(&self, file: &str) -> bool {
-        self.written_files.contains(file)
-    }
-
-    /// Whether the disk is an image in such a file.
-    pub fn is_tampered(&self, disk: &str) -> bool {
-        let file = self.files.get(disk).filter(|_| self.images_with_tables.contains(disk));
-        file.is_some_and(|file| self.is_tampered_file(file))
+    /// Where the disks lie.
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
     /// Nothing is known of the disk any more but what guests write from now on.
@@ -207,6 +198,7 @@ impl Disks {
 
     /// The disk ends at `size` now, or has grown: nothing is known of what is behind.
     pub fn cut(&mut self, disk: &str, size: u64) {
+        self.places.over(disk).iter().for_each(|overlay| self.forget(overlay));
         let rest = u64::MAX - size;
         let images = self.images.get_mut(disk).into_iter().chain(self.durable.get_mut(disk));
         images.for_each(|image| image.set(size, rest, None));
@@ -230,7 +222,7 @@ impl Disks {
         let raced = Ranges::all(false);
         let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable };
         if request.changes() {
-            self.forget_others(disk);
+            self.places.change(disk).iter().for_each(|other| self.forget(other));
             let flushing =
                 self.open.values_mut().filter(|other| other.disk == *disk).filter_map(|o| o.flushes.as_mut());
             let durable = self.durable.get_mut(disk);
@@ -249,8 +241,11 @@ impl Disks {
     /// What `disk` holds for certain, whatever becomes of the requests under way; nothing is known of one that no
     /// guest has written.
     pub fn settled_image(&self, disk: &str) -> Image {
-        let Some(image) = self.images.get(disk) else { return Image::all(None) };
-        let mut image = image.clone();
+        if self.is_written(disk) { self.settled(disk) } else { Image::all(None) }
+    }
+
+    fn settled(&self, disk: &str) -> Image {
+        let mut image = self.image(disk);
         for request in self.changing(disk) {
             image.set(request.offset, request.end - request.offset, None);
         }
@@ -277,7 +272,7 @@ impl Disks {
             }
             let initial = self.initial_of(&request.disk);
             let image = self.images.entry(request.disk.clone()).or_insert_with(|| Image::all(initial));
-            if error == 0 && request.operation != "discard" && !self.nowhere.contains(&request.disk) {
+            if error == 0 && request.operation != "discard" && !self.places.is_nowhere(&request.disk) {
                 write(image, request.offset, &request.content);
                 request.blur(image);
                 self.note_zeros(&request);

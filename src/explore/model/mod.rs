@@ -14,6 +14,7 @@ pub mod final_state;
 pub mod given_up;
 pub mod hash;
 pub mod jobs;
+mod places;
 pub mod qcow2_image;
 pub mod ranges;
 mod request;

@@ -132,7 +132,7 @@ mod tests {
     /// What a reader of 256 KiB of zeros, whose first cluster a guest has overwritten with 0x11, is said to have got wrong.
     fn judged(offset: u64, content: &Runs) -> Option<Breach> {
         let (disk, filter) = (Rc::from("disk"), Rc::from("cbw"));
-        let (mut disks, mut snapshots) = (Disks::new(true), Snapshots::default());
+        let (mut disks, mut snapshots) = (Disks::default(), Snapshots::default());
         snapshots.open(&filter, &disk, disks.image(&disk));
         disks.begin(1, &disk, "write", (0, K64), (&vec![(K64, 0x11)], false));
         disks.end(1, 0, &Runs::new(), &mut Vec::new());

@@ -76,7 +76,7 @@ impl Watch {
 
     /// Whether a guest has written that file of the host as it is.
     pub fn is_tampered(&self, file: &str) -> bool {
-        self.disks.is_tampered_file(file)
+        self.disks.places().is_tampered_file(file)
     }
 
     /// Jobs and requests that had all the time of the world and are not over.
@@ -103,7 +103,7 @@ impl Watch {
             // A filter with a time limit fails a write that had to wait too long.
             let timed_out = *error == TIMED_OUT && self.opened_snapshot;
             // Who has changed an image's file by hand gets what he asked for.
-            let is_tampered = self.disks.is_tampered(disk);
+            let is_tampered = self.disks.places().is_tampered(disk);
             // A machine that was killed has taken its disks along.
             let is_gone = *error == NO_MEDIUM && self.killed;
             if !self.device_errors.contains(error) && !is_gone && !timed_out && !is_tampered {

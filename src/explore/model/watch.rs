@@ -79,10 +79,10 @@ const BUSY: i32 = 16;
 const NO_MEDIUM: i32 = 123;
 
 impl Watch {
-    /// Nothing seen yet; whether fresh disks read as zeros, and whether only machines change images.
-    pub fn new(begin_as_zeros: bool, own_images: bool) -> Watch {
+    /// Nothing seen yet; whether only machines change images.
+    pub fn new(own_images: bool) -> Watch {
         Watch {
-            disks: Disks::new(begin_as_zeros),
+            disks: Disks::default(),
             bitmaps: Bitmaps::default(),
             jobs: Vec::new(),
             snapshots: Snapshots::default(),
@@ -115,21 +115,9 @@ impl Watch {
     pub fn see(&mut self, stamped: &Stamped) {
         self.now = stamped.time;
         match &stamped.event {
-            TraceEvent::GuestBegin {
-                id,
-                disk,
-                file,
-                is_image,
-                is_overlay,
-                operation,
-                offset,
-                bytes,
-                content,
-                durable,
-                compressed,
-            } => {
+            TraceEvent::GuestBegin { id, disk, place, operation, offset, bytes, content, durable, compressed } => {
                 let range = (*offset, *bytes);
-                self.disks.lies_in(disk, file.as_ref(), (*is_image, *is_overlay));
+                self.disks.lies_at(disk, place);
                 if *compressed {
                     self.compressed.insert(*id);
                 }
@@ -146,12 +134,13 @@ impl Watch {
                 self.request_begins(request, stamped.time);
             }
             TraceEvent::RequestEnd { id, error } => self.request_ends(*id, *error),
-            TraceEvent::FileCreated { file } | TraceEvent::FileResized { file, outside: true, .. } => {
-                self.disks.changes_from_outside(file);
-            }
+            TraceEvent::FileCreated { file } | TraceEvent::FileFormatted { file } => self.disks.is_new(file),
+            TraceEvent::FileResized { file, outside: true, .. } => self.disks.changes_from_outside(file),
             TraceEvent::FileResized { file, size, outside: false } => self.disks.cut_file(file, *size),
-            TraceEvent::SnapshotOpened { filter, source, whole, kept } => {
+            TraceEvent::SnapshotOpened { filter, source, place, target_file, whole, kept } => {
                 self.all_whole &= whole;
+                self.disks.lies_at(source, place);
+                target_file.iter().for_each(|file| self.disks.filled_from_outside(file));
                 self.snapshot_opens(filter, source, *kept);
             }
             TraceEvent::SnapshotRead { filter, offset, content } => {
@@ -256,7 +245,7 @@ impl Watch {
         if request.changes() {
             self.closed = false;
             if let Some(file) = request.node.strip_prefix(TOOL) {
-                self.disks.changes_from_outside(file);
+                self.disks.filled_from_outside(&file.into());
             }
             self.bitmaps.attempt(&request.node, request.offset, request.bytes);
             for job in unsettled(&mut self.jobs, &request.node) {
@@ -434,7 +423,9 @@ impl Watch {
 
     fn backup_created(&mut self, created: &Rc<BackupCreated>, now: Nanos) {
         self.conduct.push(Conduct::new(created.clone(), now));
+        self.disks.lies_at(&created.source, &created.place);
         self.disks.forget(&created.target);
+        created.target_file.iter().for_each(|file| self.disks.filled_from_outside(file));
         for earlier in self.jobs.iter_mut().filter(|job| job.created.target == created.target) {
             earlier.overwritten = true;
         }

@@ -225,8 +225,10 @@ fn announce(job: &Job, target: &Node, options: &BackupOptions) {
         TraceEvent::BackupCreated(Rc::new(BackupCreated {
             job: job.id.clone(),
             source: block.node(block.skip_filters(backup.source)).name.clone(),
+            place: block.place_of(backup.source),
             read_at: block.node(backup.source).name.clone(),
             target: target.name.clone(),
+            target_file: block.host_file(target.id),
             sync: options.sync.name(),
             mode: backup.bitmap_mode.name(),
             bitmap: backup.bitmap.and_then(|id| block.dump_bitmap(backup.source, id)),
