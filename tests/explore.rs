@@ -124,6 +124,8 @@ const FINDINGS: &[(&str, Invariant, &str)] = &[
     ("unnoticed-failure", Invariant::Image, "and a write had failed unnoticed"),
     ("zeros-undone-by-write", Invariant::Guest, "zeroed while a piece of that was written"),
     ("failed-transaction-switches-off", Invariant::ModePromise, "records or not, other than before"),
+    ("failed-snapshot-ruins-backup", Invariant::PointInTime, "of target target holds 0x00 instead of 0x01"),
+    ("failed-snapshot-loses-writes", Invariant::Guest, "when a snapshot was being taken back"),
 ];
 
 #[test]

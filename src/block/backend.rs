@@ -30,6 +30,8 @@ pub struct Backend {
     queued: WaitQueue,
     /// Every write is followed by a flush.
     pub writethrough: Cell<bool>,
+    /// Which guest's disk it is, for whoever checks a run.
+    pub guest: Option<Rc<str>>,
 }
 
 impl Backend {
@@ -71,7 +73,17 @@ impl Block {
         perm: Perm,
         shared: Perm,
     ) -> Result<Rc<Backend>, String> {
-        let backend = Rc::new(Backend { name: name.map(Rc::from), ..Backend::default() });
+        self.add_backend(Backend { name: name.map(Rc::from), ..Backend::default() }, node, perm, shared)
+    }
+
+    /// The same for the disk of a guest, which is known by the name of the node that it asked for.
+    pub fn new_guest(&self, guest: &str, node: NodeId) -> Result<Rc<Backend>, String> {
+        let backend = Backend { guest: Some(guest.into()), ..Backend::default() };
+        self.add_backend(backend, node, Perm::CONSISTENT_READ | Perm::WRITE, Perm::ALL)
+    }
+
+    fn add_backend(&self, backend: Backend, node: NodeId, perm: Perm, shared: Perm) -> Result<Rc<Backend>, String> {
+        let backend = Rc::new(backend);
         backend.perm.set(perm);
         backend.shared.set(shared);
         let edge = self.attach(Parent::Backend(backend.clone()), "root", Role::Root, node, Some((perm, shared)))?;
@@ -154,7 +166,7 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, true)?;
         let _reader = self.graph_read_lock().await;
-        let id = self.witness_begin(&node, "read", offset, bytes, None, ReqFlags::NONE);
+        let id = self.witness_begin((backend, &node), "read", offset, bytes, None, ReqFlags::NONE);
         let result = self.co_pread(node.id, offset, bytes, ReqFlags::NONE).await;
         self.witness_end(id, &result, Content::fills);
         result
@@ -172,7 +184,7 @@ impl Block {
         let node = self.check_request(backend, offset, content.len(), true)?;
         let _reader = self.graph_read_lock().await;
         let flags = if backend.writethrough.get() { flags | ReqFlags::FUA } else { flags };
-        let id = self.witness_begin(&node, "write", offset, content.len(), Some(&content), flags);
+        let id = self.witness_begin((backend, &node), "write", offset, content.len(), Some(&content), flags);
         let result = self.co_pwrite(node.id, offset, content, flags).await;
         self.witness_end(id, &result, |()| Vec::new());
         result
@@ -193,7 +205,7 @@ impl Block {
         if self.quirks.backend_keeps_unmap {
             flags |= ReqFlags::KEEP_UNMAP;
         }
-        let id = self.witness_begin(&node, "write-zeroes", offset, bytes, None, flags);
+        let id = self.witness_begin((backend, &node), "write-zeroes", offset, bytes, None, flags);
         let result = self.co_pwrite_zeroes(node.id, offset, bytes, flags).await;
         self.witness_end(id, &result, |()| Vec::new());
         result
@@ -204,7 +216,7 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = self.check_request(backend, offset, bytes, false)?;
         let _reader = self.graph_read_lock().await;
-        let id = self.witness_begin(&node, "discard", offset, bytes, None, ReqFlags::NONE);
+        let id = self.witness_begin((backend, &node), "discard", offset, bytes, None, ReqFlags::NONE);
         let result = self.co_pdiscard(node.id, offset, bytes).await;
         self.witness_end(id, &result, |()| Vec::new());
         result
@@ -215,7 +227,7 @@ impl Block {
         let _in_flight = self.backend_enter(backend).await;
         let node = backend.node(self).ok_or(Errno::ENOMEDIUM)?;
         let _reader = self.graph_read_lock().await;
-        let id = self.witness_begin(&node, "flush", 0, 0, None, ReqFlags::NONE);
+        let id = self.witness_begin((backend, &node), "flush", 0, 0, None, ReqFlags::NONE);
         let result = self.co_flush(node.id).await;
         self.witness_end(id, &result, |()| Vec::new());
         result

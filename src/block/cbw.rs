@@ -41,8 +41,6 @@ struct FrozenRead {
 pub struct CopyBeforeWrite {
     /// The filter itself.
     node: NodeId,
-    source: NodeId,
-    target: NodeId,
     /// The copying machinery, shared with a backup job.
     pub copy: Rc<BlockCopy>,
     /// Clusters that snapshot reads may see.
@@ -90,19 +88,13 @@ impl CopyBeforeWrite {
         options: CbwOptions,
     ) -> Result<CopyBeforeWrite, String> {
         let bitmap_node = if block.quirks.copy_bitmap_on_filter { node } else { source };
-        let copy = BlockCopy::new(
-            block,
-            source,
-            target,
-            bitmap_node,
-            options.bitmap,
-            options.min_cluster_size,
-            options.discard_source,
-        )
-        .await
-        .map_err(|reason| format!("Cannot create block-copy-state: {reason}"))?;
-        let (length, cluster) = (block.node(source).length.get(), copy.cluster_size);
         let filter = block.node(node);
+        let edges = filter.child("file").zip(filter.child("target")).ok_or("a filter between nothing")?;
+        let copy =
+            BlockCopy::new(block, edges, bitmap_node, options.bitmap, options.min_cluster_size, options.discard_source)
+                .await
+                .map_err(|reason| format!("Cannot create block-copy-state: {reason}"))?;
+        let (length, cluster) = (block.node(source).length.get(), copy.cluster_size);
         let mut list = filter.bitmaps.borrow_mut();
         let done = list.create(length, cluster, None).map_err(|fault| fault.to_string())?;
         let access = list.create(length, cluster, None).map_err(|fault| fault.to_string())?;
@@ -123,8 +115,6 @@ impl CopyBeforeWrite {
         block.witness_snapshot(node, source, target, options.bitmap.is_none());
         Ok(CopyBeforeWrite {
             node,
-            source,
-            target,
             copy: Rc::new(copy),
             access,
             done,
@@ -243,13 +233,13 @@ impl CopyBeforeWrite {
         }
         let (is_done, run) = self.done_run(block, offset, bytes);
         if is_done {
-            return Ok(Locked { from: self.target, bytes: run, frozen: None });
+            return Ok(Locked { from: self.copy.target(), bytes: run, frozen: None });
         }
         let id = self.next_read.get();
         self.next_read.set(id + 1);
         // The whole request is frozen, though only a part of it may be read now.
         self.frozen.borrow_mut().push(FrozenRead { id, offset, bytes, waiters: Rc::default() });
-        Ok(Locked { from: self.source, bytes: run, frozen: Some(id) })
+        Ok(Locked { from: self.copy.source(), bytes: run, frozen: Some(id) })
     }
 
     /// Whether the range begins with clusters that are done, and how far that goes.
@@ -317,7 +307,7 @@ impl Block {
         let status = self.co_block_status(locked.from, offset, locked.bytes, true).await;
         cbw.unlock(self, &locked);
         let is_nowhere = status.as_ref().is_ok_and(|status| !status.flags.contains(StatusFlags::ALLOCATED));
-        if self.quirks.copied_is_asserted && locked.from == cbw.target && is_nowhere {
+        if self.quirks.copied_is_asserted && locked.from == cbw.copy.target() && is_nowhere {
             self.abort("what a filter has copied is not allocated in its target");
         }
         status
@@ -337,6 +327,6 @@ impl Block {
         cbw.with_own(self, cbw.access, (start, end - start), Mode::Write, |access| access.reset(start, end - start));
         cbw.copy.with_bitmap(self, |copy| copy.reset(start, end - start));
         cbw.copy.update_progress(self);
-        self.co_pdiscard(cbw.target, start, end - start).await
+        self.co_pdiscard(cbw.copy.target(), start, end - start).await
     }
 }

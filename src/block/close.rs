@@ -198,24 +198,30 @@ impl Block {
         {
             qcow2.set_backing_node(Some(node.id));
         }
-        if replaced.is_ok() {
-            // Jobs see two changes of the graph: the new edge, then the parents that move.
-            self.graph_write_section().await;
-        }
         replaced
     }
 
-    /// Takes `overlay` from the top of `node` again; its users go back to the node.
+    /// Takes `overlay` from the top of `node` again; its users go back to the node (`external_snapshot_abort` in
+    /// `blockdev.c`). These are two changes of the graph, and the overlay is drained in neither's pause: what its users have
+    /// queued goes on there, on an overlay without anything below.
     pub async fn take_back(self: &Rc<Self>, node: &Rc<Node>, overlay: &Rc<Node>) {
+        let Some(edge) = overlay.child("backing") else { return };
+        self.drained_begin(node.id).await;
         let lock = self.graph_write_lock().await;
-        let Some(edge) = overlay.child("backing") else { return self.graph_write_unlock(lock).await };
-        self.detach(&edge);
         if let Some(qcow2) = overlay.qcow2() {
             qcow2.set_backing_node(None);
         }
+        self.witness_take_back(overlay, true);
+        self.detach(&edge);
+        self.graph_write_unlock(lock).await;
+        self.drained_end(node.id);
+        self.drained_begin(overlay.id).await;
+        let lock = self.graph_write_lock().await;
         // The users were there before the overlay came.
         let _ = self.replace_node(overlay.id, node.id);
+        self.witness_take_back(overlay, false);
         self.graph_write_unlock(lock).await;
+        self.drained_end(overlay.id);
         self.unref(node.id).await;
     }
 

@@ -321,6 +321,7 @@ impl Block {
         new.parents.borrow_mut().insert(0, edge.clone());
         new.references.set(new.references.get() + 1);
         old.references.set(old.references.get().saturating_sub(1));
+        self.witness_move(edge);
         match (new.is_quiesced(), edge.quiesced.get() > 0) {
             (true, false) => self.quiesce_parent(edge),
             (false, true) => {

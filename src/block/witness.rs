@@ -10,15 +10,16 @@ use crate::sim::trace::TOOL;
 use crate::sim::{BitmapDump, DiskPlace, Layer, Runs, TraceEvent};
 use crate::store::{Content, Host};
 
+use super::backend::Backend;
 use super::flags::ReqFlags;
 use super::graph::Block;
-use super::node::{Driver, Node, NodeId};
+use super::node::{Driver, Edge, Node, NodeId, Parent};
 
 impl Block {
     /// A guest's request begins at `node`, the root of its backend; returns the request's number.
     pub(super) fn witness_begin(
         &self,
-        node: &Node,
+        (backend, node): (&Backend, &Node),
         operation: &'static str,
         offset: u64,
         bytes: u64,
@@ -33,6 +34,7 @@ impl Block {
         let root = self.node(self.skip_filters(node.id));
         self.sim.emit(|| TraceEvent::GuestBegin {
             id,
+            guest: backend.guest.clone(),
             disk: root.name.clone(),
             place: self.place_of(root.id),
             operation,
@@ -52,6 +54,33 @@ impl Block {
             Some(child) => self.keeps_data(child),
             None => !matches!(&*node.driver.borrow(), Driver::Null(_)),
         }
+    }
+
+    /// An edge leads elsewhere: guests above it, and above filters above it, have another disk.
+    pub(super) fn witness_move(&self, edge: &Edge) {
+        match &edge.parent {
+            Parent::Backend(backend) => {
+                let Some((guest, root)) = backend.guest.as_ref().zip(backend.node_id()) else { return };
+                self.sim.emit(|| TraceEvent::GuestMoved {
+                    guest: guest.clone(),
+                    disk: self.node(self.skip_filters(root)).name.clone(),
+                    place: self.place_of(root),
+                });
+            }
+            Parent::Node(id) => {
+                let node = self.node(*id);
+                if node.filtered_child().is_some() {
+                    node.parents.borrow().iter().for_each(|above| self.witness_move(above));
+                }
+            }
+            Parent::Job(_) => {}
+        }
+    }
+
+    /// An overlay that is being taken away again shows nothing of what was below it any more, though its users are still
+    /// there; or they are not.
+    pub(super) fn witness_take_back(&self, overlay: &Node, begins: bool) {
+        self.sim.emit(|| TraceEvent::TakenBack { overlay: overlay.name.clone(), begins });
     }
 
     /// Where the bytes of the disk below the filters of a node lie.

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Backend, Driver, Node, Perm};
+use crate::block::{Backend, Driver, Node};
 
 use super::machine::Machine;
 use super::qemu_io::{parse, run_as_guest};
@@ -19,7 +19,7 @@ impl Machine {
         }
         let found = self.block.lookup(Some(node), Some(node))?;
         let top = self.top_filter(found);
-        let backend = self.block.new_backend(None, top.id, Perm::CONSISTENT_READ | Perm::WRITE, Perm::ALL)?;
+        let backend = self.block.new_guest(node, top.id)?;
         self.guests.borrow_mut().insert(node.to_owned(), backend.clone());
         Ok(backend)
     }

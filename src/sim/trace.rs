@@ -155,6 +155,8 @@ pub enum TraceEvent {
     GuestBegin {
         /// Which request of the run; its end carries the same number.
         id: u64,
+        /// Whose request it is, if it comes from a guest's own disk and not from the monitor.
+        guest: Option<Rc<str>>,
         /// The disk: the node below all filters.
         disk: Rc<str>,
         /// Where its bytes lie.
@@ -171,6 +173,22 @@ pub enum TraceEvent {
         durable: bool,
         /// It is written as compressed clusters, which is refused where there is something already.
         compressed: bool,
+    },
+    /// A guest's disk is another node now.
+    GuestMoved {
+        /// Whose disk.
+        guest: Rc<str>,
+        /// The node below all filters.
+        disk: Rc<str>,
+        /// Where its bytes lie.
+        place: DiskPlace,
+    },
+    /// Between the two changes of the graph that take an overlay away again.
+    TakenBack {
+        /// The overlay.
+        overlay: Rc<str>,
+        /// Nothing is below it any more; or else nobody uses it any more.
+        begins: bool,
     },
     /// A guest's request is answered.
     GuestEnd {

@@ -19,7 +19,7 @@ use crate::sim::{WaitQueue, access};
 
 use super::flags::ReqFlags;
 use super::graph::Block;
-use super::node::{Driver, NodeId};
+use super::node::{Driver, Edge, NodeId};
 
 pub use call::{Call, CallOptions};
 pub use limit::RateLimit;
@@ -74,10 +74,8 @@ impl Progress {
 
 /// What all calls between one source and one target share (`BlockCopyState`).
 pub struct BlockCopy {
-    /// Where data come from.
-    pub source: NodeId,
-    /// Where they go.
-    pub target: NodeId,
+    source: Rc<Edge>,
+    target: Rc<Edge>,
     /// The node that the copy bitmap is listed on, and the bitmap.
     bitmap: (NodeId, BitmapId),
     /// The unit of copying, bytes.
@@ -110,18 +108,28 @@ pub struct BlockCopy {
 pub type SetupError = String;
 
 impl BlockCopy {
+    /// Where data come from: an overlay, once one was put between the filter and the disk.
+    pub fn source(&self) -> NodeId {
+        self.source.child.get()
+    }
+
+    /// Where they go.
+    pub fn target(&self) -> NodeId {
+        self.target.child.get()
+    }
+
     /// A state with every cluster to be copied, or those of `bitmap`.
     pub async fn new(
         block: &Rc<Block>,
-        source: NodeId,
-        target: NodeId,
+        (source, target): (Rc<Edge>, Rc<Edge>),
         bitmap_node: NodeId,
         bitmap: Option<(NodeId, BitmapId)>,
         min_cluster_size: u64,
         discard_source: bool,
     ) -> Result<BlockCopy, SetupError> {
-        let cluster_size = choose_cluster_size(block, target, min_cluster_size)?;
-        let length = block.node(source).length.get();
+        let (source_id, target_id) = (source.child.get(), target.child.get());
+        let cluster_size = choose_cluster_size(block, target_id, min_cluster_size)?;
+        let length = block.node(source_id).length.get();
         let copy = {
             let node = block.node(bitmap_node);
             let mut list = node.bitmaps.borrow_mut();
@@ -132,10 +140,10 @@ impl BlockCopy {
             }
             id
         };
-        let limits = [source, target].map(|id| block.max_transfer(&block.node(id)));
+        let limits = [source_id, target_id].map(|id| block.max_transfer(&block.node(id)));
         let max_transfer = limits[0].min(limits[1]).min(i32::MAX as u64);
         let max_transfer = max_transfer - max_transfer % cluster_size;
-        let is_fleecing = block.chain_contains(target, source);
+        let is_fleecing = block.chain_contains(target_id, source_id);
         let state = BlockCopy {
             source,
             target,

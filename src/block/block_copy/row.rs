@@ -37,7 +37,7 @@ impl BlockCopy {
         let may_start = pool.is_none_or(|pool| pool.room(call.options.max_workers) > 0);
         let has_memory = self.memory_taken.get() + chunk <= MAX_MEMORY / 2;
         let is_long = end - offset >= 2 * chunk;
-        is_plain && !has_duties && may_start && has_memory && is_long && block.tells_at_once(self.source)
+        is_plain && !has_duties && may_start && has_memory && is_long && block.tells_at_once(self.source())
     }
 
     /// Copies the task's chunk and those behind it as a row, or starts a worker that does; tells where the row ends, if
@@ -57,7 +57,7 @@ impl BlockCopy {
         if is_left_out || !may {
             return None;
         }
-        let turn = block.turn_of_zeroes(self.target)?;
+        let turn = block.turn_of_zeroes(self.target())?;
         let most = match turn {
             Turn::Now => known,
             Turn::Queued => self.room(call, pool?, chunk).min(known),
@@ -80,7 +80,7 @@ impl BlockCopy {
     /// Copies a row of `bytes` at most, now.
     fn copy_row(&self, block: &Rc<Block>, task: &Task, bytes: u64) -> Option<u64> {
         let (offset, chunk) = (task.request.offset, task.request.bytes.get());
-        let done = block.zero_row(self.target, offset, bytes, chunk);
+        let done = block.zero_row(self.target(), offset, bytes, chunk);
         if done == 0 {
             return None;
         }
@@ -107,12 +107,12 @@ impl BlockCopy {
         bytes: u64,
     ) -> Option<u64> {
         let (offset, chunk) = (task.request.offset, task.request.bytes.get());
-        let fits = bytes.min(block.node(self.target).length.get().saturating_sub(offset));
+        let fits = bytes.min(block.node(self.target()).length.get().saturating_sub(offset));
         let count = (fits / chunk) as usize;
         if count < 2 {
             return None;
         }
-        let row = Row { node: self.target, offset, chunk, count };
+        let row = Row { node: self.target(), offset, chunk, count };
         let (rest, bytes) = (row.start(count) - row.start(1), row.start(count) - offset);
         self.with_bits(block, (row.start(1), rest), Mode::Write, |copy| copy.reset(row.start(1), rest));
         self.in_flight.add(rest);

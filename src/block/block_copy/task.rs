@@ -112,8 +112,8 @@ impl BlockCopy {
 
     /// What the source knows about a range: flags, and of how many bytes it knows them.
     pub(super) async fn source_status(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> (StatusFlags, u64) {
-        let base = if self.skip_unallocated.get() { block.backing_chain_next(self.source) } else { None };
-        let result = block.co_block_status_above(self.source, base, offset, bytes, true).await;
+        let base = if self.skip_unallocated.get() { block.backing_chain_next(self.source()) } else { None };
+        let result = block.co_block_status_above(self.source(), base, offset, bytes, true).await;
         match result {
             Ok(answer) if answer.status.bytes >= self.cluster_size => (answer.status.flags, answer.status.bytes),
             // An error, or an answer for less than a cluster: one cluster of data, whatever it is.
@@ -137,7 +137,7 @@ impl BlockCopy {
         let mut method = task.method;
         if method == Method::WriteZeroes {
             let flags = flags.without(ReqFlags::COMPRESSED);
-            return match block.co_pwrite_zeroes(self.target, offset, bytes, flags).await {
+            return match block.co_pwrite_zeroes(self.target(), offset, bytes, flags).await {
                 Ok(()) => Ok(method),
                 Err(error) => Err((error, false)),
             };
@@ -148,14 +148,14 @@ impl BlockCopy {
             }
             method = Method::ReadWrite;
         }
-        let content = block.co_pread(self.source, offset, bytes, ReqFlags::NONE).await.map_err(|e| (e, true))?;
-        block.co_pwrite(self.target, offset, content, flags).await.map_err(|e| (e, false))?;
+        let content = block.co_pread(self.source(), offset, bytes, ReqFlags::NONE).await.map_err(|e| (e, true))?;
+        block.co_pwrite(self.target(), offset, content, flags).await.map_err(|e| (e, false))?;
         Ok(method)
     }
 
     /// Copies inside the host where both ends can.
     async fn copy_range(&self, block: &Rc<Block>, offset: u64, bytes: u64) -> Res<()> {
-        block.co_copy_range(self.source, self.target, offset, bytes, self.write_flags.get()).await
+        block.co_copy_range(self.source(), self.target(), offset, bytes, self.write_flags.get()).await
     }
 
     /// A worker: copies, accounts, ends the task.
@@ -194,7 +194,7 @@ impl BlockCopy {
         if self.discard_source && result.is_ok() {
             let bytes = bytes.min(self.length - task.request.offset);
             // The copy is safe; failing to free its source hurts nobody.
-            let _ = block.co_pdiscard(self.source, task.request.offset, bytes).await;
+            let _ = block.co_pdiscard(self.source(), task.request.offset, bytes).await;
         }
         result.map(|_| ()).map_err(|(error, _)| error)
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use crate::sim::{DiskPlace, Layer, Runs};
 
+use super::guests::Guests;
 use super::places::{Known, Places, Seen};
 use super::ranges::Ranges;
 use super::violation::{Breach, Violation};
@@ -34,6 +35,8 @@ pub struct Request {
     flushes: Option<Image>,
     /// A write that is durable once it is answered.
     durable: bool,
+    /// It began on an overlay that was being taken away.
+    adrift: bool,
 }
 
 impl Request {
@@ -56,6 +59,9 @@ impl Request {
     }
 }
 
+/// What is said of a request that QEMU itself sends to the wrong place.
+const ADRIFT: &str = ", when a snapshot was being taken back";
+
 /// All disks, and the guests' requests to them.
 pub struct Disks {
     images: BTreeMap<Rc<str>, Image>,
@@ -64,6 +70,7 @@ pub struct Disks {
     durable: BTreeMap<Rc<str>, Image>,
     initial: Option<u8>,
     places: Places,
+    guests: Guests,
     /// Disks that others than guests have written to, or that show something else than before: of these only what guests
     /// write from then on is known.
     foreign: BTreeSet<Rc<str>>,
@@ -83,6 +90,7 @@ impl Default for Disks {
             zeroed_in_race: BTreeMap::new(),
             foreign: BTreeSet::new(),
             places: Places::default(),
+            guests: Guests::default(),
             initial: Some(0),
         }
     }
@@ -134,11 +142,55 @@ impl Disks {
     pub fn lies_at(&mut self, disk: &Rc<str>, place: &DiskPlace) {
         match self.places.see(disk, place) {
             Seen::AsBefore => {}
-            Seen::Elsewhere => self.forget(disk),
+            // Whatever is done to the graph, a guest's disk stays what it was.
+            Seen::OverOthers if self.guests.has(disk) => {}
+            Seen::OverOthers | Seen::Elsewhere => self.forget(disk),
             Seen::New if place.below.is_empty() || self.foreign.contains(disk) => {}
             Seen::New if self.initial_of(disk).is_none() => self.forget(disk),
             Seen::New => self.inherit(disk, &place.below),
         }
+    }
+
+    /// A guest's disk is, or has become, the disk at `place`: that has to hold what the one before held.
+    pub fn is_guests(&mut self, guest: &Rc<str>, disk: &Rc<str>, place: &DiskPlace, found: &mut Vec<Violation>) {
+        self.lies_at(disk, place);
+        let Some(before) = self.guests.uses(guest, disk) else { return };
+        if place.below.iter().any(|layer| layer.node == before) {
+            return;
+        }
+        let mut image = self.settled(&before);
+        if self.guests.is_adrift(&before) {
+            let lost: Vec<_> = self.guests.lost().within(0, u64::MAX).filter(|run| run.value).collect();
+            if let Some(first) = lost.first() {
+                let text = format!(
+                    "what a guest wrote at byte {} of disk {before}{ADRIFT}, is lost: it goes on with disk {disk}",
+                    first.start
+                );
+                found.push(Violation::new(Breach::SnapshotUndone, disk, text));
+            }
+            lost.iter().for_each(|run| image.set(run.start, run.end - run.start, None));
+        }
+        if self.is_written(&before) || self.is_written(disk) {
+            self.images.insert(disk.clone(), image);
+        }
+        if !self.guests.has(&before) {
+            self.forget(&before);
+        }
+    }
+
+    /// What becomes of guests on an overlay that is taken away.
+    pub fn take_back(&mut self, overlay: &Rc<str>, begins: bool) {
+        self.guests.take_back(overlay, begins);
+    }
+
+    /// Whether an overlay is being taken away from its users.
+    pub fn is_any_adrift(&self) -> bool {
+        self.guests.is_any_adrift()
+    }
+
+    /// The machine is gone, and its guests with it.
+    pub fn machine_ended(&mut self) {
+        self.guests.clear();
     }
 
     /// A new overlay is what is below, as far as that is known.
@@ -220,7 +272,9 @@ impl Disks {
         let end = offset + bytes;
         let flushes = (operation == "flush").then(|| self.settled_image(disk));
         let raced = Ranges::all(false);
-        let mut request = Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable };
+        let adrift = self.guests.is_adrift(disk);
+        let mut request =
+            Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable, adrift };
         if request.changes() {
             self.places.change(disk).iter().for_each(|other| self.forget(other));
             let flushing =
@@ -276,6 +330,9 @@ impl Disks {
                 write(image, request.offset, &request.content);
                 request.blur(image);
                 self.note_zeros(&request);
+                if request.adrift {
+                    self.guests.wrote((request.offset, request.end));
+                }
                 self.keep(&request);
             } else {
                 image.set(request.offset, request.end - request.offset, None);
@@ -289,7 +346,10 @@ impl Disks {
                 first_difference(&image, request.offset, read)
             })
         {
-            let (breach, why) = self.difference_at(&request.disk, difference.at);
+            let (breach, why) = match request.adrift {
+                true => (Breach::SnapshotUndone, ADRIFT),
+                false => self.difference_at(&request.disk, difference.at),
+            };
             let text = format!("a guest read {difference} of disk {}{why}", request.disk);
             found.push(Violation::new(breach, &request.disk, text));
         }

@@ -61,6 +61,8 @@ pub struct BackupRecord {
     pub machine: u32,
     /// Where guests have changed the target since.
     pub used: Ranges<bool>,
+    /// What it has copied while an overlay was being taken away from its users.
+    pub adrift: Ranges<bool>,
 }
 
 /// The states that a job may go to (QEMU's table of transitions, written down again).

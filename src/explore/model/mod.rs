@@ -12,6 +12,7 @@ mod drained;
 pub mod events;
 pub mod final_state;
 pub mod given_up;
+mod guests;
 pub mod hash;
 pub mod jobs;
 mod places;

@@ -24,6 +24,8 @@ pub enum Known {
 pub enum Seen {
     /// Nothing that was not known before.
     AsBefore,
+    /// Other disks are below than before.
+    OverOthers,
     /// It shows something else than before.
     Elsewhere,
     /// It is used for the first time.
@@ -64,7 +66,7 @@ impl Places {
             self.below.insert(disk.clone(), below);
         }
         if self.files.get(disk) == Some(file) {
-            return if stays { Seen::AsBefore } else { Seen::Elsewhere };
+            return if stays { Seen::AsBefore } else { Seen::OverOthers };
         }
         let is_shared = self.files.values().any(|other| other == file);
         let was_elsewhere = self.files.insert(disk.clone(), file.clone()).is_some();
@@ -172,7 +174,7 @@ mod tests {
         let (disk, other) = (Rc::from("disk"), Rc::from("other"));
         assert_eq!(places.see(&disk, &place("a", &[])), Seen::New);
         assert_eq!(places.see(&disk, &place("a", &[])), Seen::AsBefore);
-        assert_eq!(places.see(&disk, &place("a", &[layer("base", "b")])), Seen::Elsewhere);
+        assert_eq!(places.see(&disk, &place("a", &[layer("base", "b")])), Seen::OverOthers);
         assert_eq!(places.see(&disk, &place("a", &[layer("base", "b")])), Seen::AsBefore);
         assert_eq!(places.see(&disk, &place("c", &[])), Seen::Elsewhere);
         assert_eq!(places.see(&other, &place("c", &[])), Seen::Elsewhere, "two disks in one file");

@@ -26,6 +26,8 @@ pub struct Request {
     pub begun: u64,
     /// The same in virtual time.
     pub since: Nanos,
+    /// An overlay was being taken away from its users when it began.
+    pub adrift: bool,
 }
 
 impl Request {
@@ -68,6 +70,7 @@ impl Request {
             failed_reads: 0,
             begun: 0,
             since: 0,
+            adrift: false,
         }
     }
 }

@@ -130,7 +130,11 @@ impl Watch {
                     difference.at / created.cluster,
                     created.target
                 );
-                found.push(Violation::new(Breach::TargetDiffers, &created.job, text));
+                let breach = match job.adrift.at(difference.at) {
+                    true => Breach::TargetUndone,
+                    false => Breach::TargetDiffers,
+                };
+                found.push(Violation::new(breach, &created.job, text));
             } else if self.chain_is_complete(job, state)
                 && let Some(difference) = first_difference(&job.point, 0, content)
             {

@@ -69,6 +69,8 @@ impl Invariant {
 pub enum Breach {
     /// A target does not hold the point in time.
     TargetDiffers,
+    /// A target lacks what its job copied when a snapshot was being taken back.
+    TargetUndone,
     /// A target over its chain does not.
     ChainDiffers,
     /// A bitmap has lost a bit while no job had it.
@@ -113,6 +115,8 @@ pub enum Breach {
     DataDiffers,
     /// A disk does not hold the zeros that a guest wrote while another wrote a piece of them.
     ZerosUndone,
+    /// A guest read or wrote elsewhere when a snapshot was being taken back.
+    SnapshotUndone,
     /// A guest's request failed, and no device had.
     ErrorFromNowhere,
     /// A request was under way in a drained section.
@@ -167,6 +171,7 @@ pub enum Breach {
 /// Each breach, the invariant that it breaks, and its name in files.
 const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::TargetDiffers, Invariant::PointInTime, "target-differs"),
+    (Breach::TargetUndone, Invariant::PointInTime, "target-undone"),
     (Breach::ChainDiffers, Invariant::RestoreChain, "chain-differs"),
     (Breach::BitLost, Invariant::NoLostWrite, "bit-lost"),
     (Breach::BitLostByUnswitching, Invariant::NoLostWrite, "bit-lost-by-unswitching"),
@@ -189,6 +194,7 @@ const BREACHES: &[(Breach, Invariant, &str)] = &[
     (Breach::SnapshotRefused, Invariant::Fleecing, "snapshot-refused"),
     (Breach::DataDiffers, Invariant::Guest, "data-differs"),
     (Breach::ZerosUndone, Invariant::Guest, "zeros-undone"),
+    (Breach::SnapshotUndone, Invariant::Guest, "snapshot-undone"),
     (Breach::ErrorFromNowhere, Invariant::Guest, "error-from-nowhere"),
     (Breach::NotDrained, Invariant::Guest, "not-drained"),
     (Breach::Transition, Invariant::LifeCycle, "transition"),

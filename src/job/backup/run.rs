@@ -153,7 +153,7 @@ impl BlockCopy {
         let mut run = 0;
         loop {
             let left = self.length - offset - run;
-            let (allocated, bytes) = block.co_is_allocated(self.source, offset + run, left).await?;
+            let (allocated, bytes) = block.co_is_allocated(self.source(), offset + run, left).await?;
             run += bytes;
             if allocated || bytes == 0 || run == self.length - offset {
                 // A cluster that is partly allocated counts as allocated, a partial one at the end as whole.
