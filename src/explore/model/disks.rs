@@ -37,6 +37,8 @@ pub struct Request {
     durable: bool,
     /// It began on an overlay that was being taken away.
     adrift: bool,
+    /// Whose it is, if not the monitor's.
+    guest: Option<Rc<str>>,
 }
 
 impl Request {
@@ -151,6 +153,18 @@ impl Disks {
         }
     }
 
+    /// The graph has changed below a guest: nothing of its may be under way then.
+    pub fn moves(&mut self, guest: &Rc<str>, disk: &Rc<str>, place: &DiskPlace, found: &mut Vec<Violation>) {
+        if let Some(open) = self.open.values().find(|request| request.guest.as_ref() == Some(guest)) {
+            let text = format!(
+                "the graph below a guest of disk {} changes with a {} of its under way at byte {}",
+                open.disk, open.operation, open.offset
+            );
+            found.push(Violation::new(Breach::NotDrained, disk, text));
+        }
+        self.is_guests(guest, disk, place, found);
+    }
+
     /// A guest's disk is, or has become, the disk at `place`: that has to hold what the one before held.
     pub fn is_guests(&mut self, guest: &Rc<str>, disk: &Rc<str>, place: &DiskPlace, found: &mut Vec<Violation>) {
         self.lies_at(disk, place);
@@ -262,7 +276,7 @@ impl Disks {
     /// A request begins, a write that is `durable` when it is answered, or any other.
     pub fn begin(
         &mut self,
-        id: u64,
+        (id, guest): (u64, Option<&Rc<str>>),
         disk: &Rc<str>,
         operation: &'static str,
         (offset, bytes): (u64, u64),
@@ -272,9 +286,9 @@ impl Disks {
         let end = offset + bytes;
         let flushes = (operation == "flush").then(|| self.settled_image(disk));
         let raced = Ranges::all(false);
-        let adrift = self.guests.is_adrift(disk);
+        let (adrift, guest) = (self.guests.is_adrift(disk), guest.cloned());
         let mut request =
-            Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable, adrift };
+            Request { disk: disk.clone(), operation, offset, end, content, raced, flushes, durable, adrift, guest };
         if request.changes() {
             self.places.change(disk).iter().for_each(|other| self.forget(other));
             let flushing =

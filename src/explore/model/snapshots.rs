@@ -134,7 +134,7 @@ mod tests {
         let (disk, filter) = (Rc::from("disk"), Rc::from("cbw"));
         let (mut disks, mut snapshots) = (Disks::default(), Snapshots::default());
         snapshots.open(&filter, &disk, disks.image(&disk));
-        disks.begin(1, &disk, "write", (0, K64), (&vec![(K64, 0x11)], false));
+        disks.begin((1, None), &disk, "write", (0, K64), (&vec![(K64, 0x11)], false));
         disks.end(1, 0, &Runs::new(), &mut Vec::new());
         snapshots.write(&disk, (0, K64), true);
         let begun = snapshots.moment();

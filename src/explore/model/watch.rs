@@ -137,10 +137,10 @@ impl Watch {
                 if *compressed {
                     self.compressed.insert(*id);
                 }
-                self.guest_begins(*id, disk, operation, range, (content, *durable));
+                self.guest_begins((*id, guest.as_ref()), disk, operation, range, (content, *durable));
             }
             TraceEvent::GuestMoved { guest, disk, place } => {
-                self.disks.is_guests(guest, disk, place, &mut self.found);
+                self.disks.moves(guest, disk, place, &mut self.found);
             }
             TraceEvent::TakenBack { overlay, begins } => self.disks.take_back(overlay, *begins),
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
@@ -216,7 +216,7 @@ impl Watch {
 
     fn guest_begins(
         &mut self,
-        id: u64,
+        id: (u64, Option<&Rc<str>>),
         disk: &Rc<str>,
         operation: &'static str,
         range: (u64, u64),
