@@ -48,7 +48,7 @@ pub struct Asked {
     pub may_close: bool,
     /// A disk that has got another length: its node, bytes.
     pub resized: Option<(String, u64)>,
-    /// Nodes that show another part of their file now.
+    /// Nodes that show another part of their file now, or another backing file.
     pub moved: Vec<String>,
 }
 
@@ -81,7 +81,8 @@ impl Asked {
             }
         } else if command == "blockdev-reopen" {
             let options = arguments.get("options").and_then(Value::as_array).into_iter().flatten();
-            let moved = options.filter(|node| node.get("offset").is_some() || node.get("size").is_some());
+            let moves = |node: &&Value| ["offset", "size", "backing"].iter().any(|key| node.get(key).is_some());
+            let moved = options.filter(moves);
             asked.moved = moved.filter_map(|node| node["node-name"].as_str()).map(str::to_owned).collect();
         } else if command == "block_resize" {
             let named = |key: &str| arguments.get(key).and_then(Value::as_str);

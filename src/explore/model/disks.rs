@@ -262,6 +262,12 @@ impl Disks {
         self.foreign.insert(disk.clone());
     }
 
+    /// The same for the overlays over it, too.
+    pub fn forget_whole(&mut self, disk: &Rc<str>) {
+        self.places.over(disk).iter().for_each(|overlay| self.forget(overlay));
+        self.forget(disk);
+    }
+
     /// The disk ends at `size` now, or has grown: nothing is known of what is behind.
     pub fn cut(&mut self, disk: &str, size: u64) {
         self.places.over(disk).iter().for_each(|overlay| self.forget(overlay));

@@ -192,7 +192,7 @@ impl Watch {
                     self.disks.cut(disk, *size);
                     self.found.extend(first_of_wrong_length(list, disk, *size).filter(|_| *succeeded));
                 }
-                asked.moved.iter().for_each(|disk| self.disks.forget(&disk.as_str().into()));
+                asked.moved.iter().for_each(|disk| self.disks.forget_whole(&disk.as_str().into()));
                 let (disks, trusted) = (&self.disks, self.own_images && self.device_errors.is_empty());
                 self.bitmaps.adopt(list, &asked, |disk| disks.settled_image(disk), trusted, &mut self.found);
             }
