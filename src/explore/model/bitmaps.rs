@@ -212,7 +212,10 @@ impl Bitmaps {
                     }
                     (followed.recording, followed.busy) = (dump.recording && !dump.inconsistent, dump.busy);
                     followed.persistent = dump.persistent;
-                    if !dump.readonly {
+                    if dump.readonly {
+                        // What becomes read-only is stored before.
+                        followed.stored |= dump.persistent;
+                    } else {
                         followed.recording_in_image = followed.recording;
                     }
                     followed.sure = followed.bounds.must.clone();

@@ -53,14 +53,14 @@ impl Snapshots {
         self.now
     }
 
-    /// A guest's change of `start..end` of a disk is answered, well or not.
-    pub fn write(&mut self, disk: &Rc<str>, (start, end): (u64, u64), succeeded: bool) {
+    /// A guest's change of `start..end` of a disk is answered; what was there before has certainly been kept, or not.
+    pub fn write(&mut self, disk: &Rc<str>, (start, end): (u64, u64), is_kept: bool) {
         if self.all.iter().any(|snapshot| snapshot.source == *disk) {
             let now = self.moment();
             self.written.entry(disk.clone()).or_insert_with(|| Ranges::all(0)).set(start, end - start, now);
         }
         let now = self.now;
-        for snapshot in self.all.iter_mut().filter(|snapshot| succeeded && snapshot.source == *disk) {
+        for snapshot in self.all.iter_mut().filter(|snapshot| is_kept && snapshot.source == *disk) {
             let (start, end) = (start / CLUSTER * CLUSTER, end.next_multiple_of(CLUSTER));
             let fresh: Vec<_> = snapshot.kept.within(start, end).filter(|run| run.value == u64::MAX).collect();
             for run in fresh {

@@ -235,7 +235,9 @@ impl Watch {
         let is_compressed = self.compressed.remove(&id);
         let Some(request) = self.disks.end(id, error, content, &mut self.found) else { return };
         if request.changes() {
-            self.snapshots.write(&request.disk, (request.offset, request.end), error == 0);
+            // A discard may have been dropped above the filter, which has kept nothing then.
+            let is_kept = error == 0 && request.operation != "discard";
+            self.snapshots.write(&request.disk, (request.offset, request.end), is_kept);
         }
         if error != 0 {
             for settled in self.jobs.iter_mut().filter_map(|job| job.settled.as_mut()) {
