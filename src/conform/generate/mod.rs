@@ -8,6 +8,7 @@ mod backup;
 mod backups;
 mod backups_apart;
 mod bitmaps;
+mod changes;
 mod disks;
 mod faults;
 mod faults_apart;
@@ -49,11 +50,13 @@ pub enum Family {
     Graph,
     /// qemu-img on images, their chains and their bitmaps.
     Images,
+    /// Changes of the graph beside a backup.
+    Changes,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 8] = [
+    pub const ALL: [Family; 9] = [
         Family::Backups,
         Family::Bitmaps,
         Family::Faults,
@@ -62,6 +65,7 @@ impl Family {
         Family::Fleecing,
         Family::Graph,
         Family::Images,
+        Family::Changes,
     ];
 
     /// What the family is called.
@@ -75,6 +79,7 @@ impl Family {
             Family::Fleecing => "fleecing",
             Family::Graph => "graph",
             Family::Images => "images",
+            Family::Changes => "changes",
         }
     }
 }
@@ -121,6 +126,7 @@ pub fn generate(seed: u64, family: Option<Family>) -> Generated {
         (2, Family::Fleecing),
         (2, Family::Graph),
         (2, Family::Images),
+        (1, Family::Changes),
     ]);
     let family = family.unwrap_or(drawn);
     let name = format!("{family}-{seed}");
@@ -134,6 +140,7 @@ pub fn generate(seed: u64, family: Option<Family>) -> Generated {
         Family::Fleecing => fleecing::generate,
         Family::Graph => graph::generate,
         Family::Images => images::generate,
+        Family::Changes => changes::generate,
     };
     let text = write(world, name.clone(), description).text();
     Generated { family, name, text }
