@@ -202,8 +202,8 @@ impl Block {
     }
 
     /// Takes `overlay` from the top of `node` again; its users go back to the node (`external_snapshot_abort` in
-    /// `blockdev.c`). These are two changes of the graph, and the overlay is drained in neither's pause: what its users have
-    /// queued goes on there, on an overlay without anything below.
+    /// `blockdev.c`). These are two changes of the graph, and between them nothing drains the overlay: what its users have
+    /// queued goes on there, with nothing below it.
     pub async fn take_back(self: &Rc<Self>, node: &Rc<Node>, overlay: &Rc<Node>) {
         let Some(edge) = overlay.child("backing") else { return };
         self.drained_begin(node.id).await;
