@@ -106,7 +106,14 @@ impl Block {
         self.reopen_queue(queue).await.inspect_err(|_| node.given.borrow_mut().common.read_only = before)
     }
 
+    /// Whatever comes of it, it is one change of the graph (`bdrv_reopen_multiple`).
     async fn reopen_queue(self: &Rc<Self>, queue: Vec<Entry>) -> Checked {
+        let result = self.reopen_all(queue).await;
+        self.graph_write_section().await;
+        result
+    }
+
+    async fn reopen_all(self: &Rc<Self>, queue: Vec<Entry>) -> Checked {
         if self.quirks.reopen_counts_drains {
             for entry in &queue {
                 for _ in 0..entry.again {

@@ -50,14 +50,10 @@ fn stage(world: &mut World) {
     world.execute_silently("block-dirty-bitmap-add", args().set("node", "disk").set("name", "bitmap0"));
 }
 
-fn overlay(world: &mut World) -> &'static str {
-    world.pick(&["over1", "over2", "over3"])
-}
-
 /// A snapshot, of a node that may have one or of one that may not.
 fn snapshot_of(world: &mut World) -> Args {
     let node = world.pick(&["disk", "disk", "disk", "over1", "target", "base"]);
-    let overlay = overlay(world);
+    let overlay = world.pick(&["over1", "over2", "over3"]);
     args().set("node", node).set("overlay", overlay)
 }
 

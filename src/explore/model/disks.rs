@@ -72,7 +72,8 @@ pub struct Disks {
     durable: BTreeMap<Rc<str>, Image>,
     initial: Option<u8>,
     places: Places,
-    guests: Guests,
+    /// Where guests are.
+    pub(super) guests: Guests,
     /// Disks that others than guests have written to, or that show something else than before: of these only what guests
     /// write from then on is known.
     foreign: BTreeSet<Rc<str>>,
@@ -190,21 +191,6 @@ impl Disks {
         if !self.guests.has(&before) {
             self.forget(&before);
         }
-    }
-
-    /// What becomes of guests on an overlay that is taken away.
-    pub fn take_back(&mut self, overlay: &Rc<str>, begins: bool) {
-        self.guests.take_back(overlay, begins);
-    }
-
-    /// Whether an overlay is being taken away from its users.
-    pub fn is_any_adrift(&self) -> bool {
-        self.guests.is_any_adrift()
-    }
-
-    /// The machine is gone, and its guests with it.
-    pub fn machine_ended(&mut self) {
-        self.guests.clear();
     }
 
     /// A new overlay is what is below, as far as that is known.

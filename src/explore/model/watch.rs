@@ -142,13 +142,13 @@ impl Watch {
             TraceEvent::GuestMoved { guest, disk, place } => {
                 self.disks.moves(guest, disk, place, &mut self.found);
             }
-            TraceEvent::TakenBack { overlay, begins } => self.disks.take_back(overlay, *begins),
+            TraceEvent::TakenBack { overlay, begins } => self.disks.guests.take_back(overlay, *begins),
             TraceEvent::GuestEnd { id, error, content } => self.guest_ends(*id, *error, content),
             TraceEvent::RequestBegin { id, node, operation, offset, bytes, device } => {
                 let (node, owner) = (node.clone(), stamped.owner.clone());
                 let (offset, bytes, failed_reads) = (*offset, *bytes, self.failed_reads);
                 let begun = self.snapshots.moment();
-                let (device, since, adrift) = (*device, stamped.time, self.disks.is_any_adrift());
+                let (device, since, adrift) = (*device, stamped.time, self.disks.guests.is_any_adrift());
                 let request = Request {
                     id: *id,
                     node,
@@ -412,7 +412,7 @@ impl Watch {
 
     fn end_process(&mut self, killed: bool) {
         self.machine += 1;
-        self.disks.machine_ended();
+        self.disks.guests.clear();
         self.conduct.iter_mut().for_each(Conduct::machine_ended);
         self.drained = Drained::default();
         self.bitmaps.end_process(killed);

@@ -46,7 +46,6 @@ impl Machine {
             self.block.drained_begin(*node).await;
         }
         let result = self.block.reopen(nodes).await;
-        self.block.graph_write_section().await;
         drained.iter().for_each(|node| self.block.drained_end(*node));
         result?;
         Ok(json!({}))

@@ -180,7 +180,6 @@ impl Machine {
     pub(super) async fn snapshot_commit(&self, action: &SnapshotAction) {
         // QEMU does not look whether this was possible.
         let _ = self.block.reopen_read_only(&action.node).await;
-        self.block.graph_write_section().await;
     }
 
     /// Takes the overlay away again.
