@@ -75,9 +75,8 @@ async fn create(block: &Rc<Block>, options: CreateOptions) -> Result<(), (Errno,
                     Err(reason) => Err(reason),
                 },
                 None if data_file_raw => Err("data-file-raw requires data-file".to_owned()),
-                None => Qcow2::create(block, node.id, &options).await,
+                None => format(block, node.id, &options).await,
             };
-            block.witness_format(node.id);
             // Only the reference that was taken above; the node has others.
             node.references.set(node.references.get().saturating_sub(1));
             if is_own {
@@ -121,14 +120,20 @@ pub async fn create_image(
     let spec = block.options_for(filename, Some("raw"))?;
     let DriverOptions::Raw { file: ChildRef::Inline(file), .. } = spec.driver else { return Ok(()) };
     let node = open_in_main_loop(block, *file).await?;
-    let result = Qcow2::create(block, node, options).await;
-    block.witness_format(node);
+    let result = format(block, node, options).await;
     close_in_main_loop(block, node).await;
     if result.is_err() {
         // The file goes too, whatever stood there before; that it can't go is nobody's mistake.
         let _ = block.host.remove(filename);
     }
     result
+}
+
+/// Makes a node an empty qcow2 image.
+async fn format(block: &Rc<Block>, node: NodeId, options: &Qcow2CreateOptions) -> Result<(), String> {
+    Qcow2::create(block, node, options).await?;
+    block.witness_format(node);
+    Ok(())
 }
 
 /// Opens a node for a coroutine.
