@@ -193,11 +193,6 @@ impl Block {
             })
         });
         self.graph_write_unlock(lock).await;
-        if replaced.is_ok()
-            && let Some(qcow2) = overlay.qcow2()
-        {
-            qcow2.set_backing_node(Some(node.id));
-        }
         replaced
     }
 
@@ -208,9 +203,6 @@ impl Block {
         let Some(edge) = overlay.child("backing") else { return };
         self.drained_begin(node.id).await;
         let lock = self.graph_write_lock().await;
-        if let Some(qcow2) = overlay.qcow2() {
-            qcow2.set_backing_node(None);
-        }
         self.witness_take_back(overlay, true);
         self.detach(&edge);
         self.graph_write_unlock(lock).await;

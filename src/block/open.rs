@@ -14,7 +14,7 @@ use super::file::FileDriver;
 use super::flags::Perm;
 use super::graph::Block;
 use super::json_filename;
-use super::node::{DetectZeroes, Driver, Given, Node, NodeId, NodeOptions, Parent, Role};
+use super::node::{DetectZeroes, Driver, Edge, Given, Node, NodeId, NodeOptions, Parent, Role};
 use super::null::NullDriver;
 use super::qcow2::{OpenFlags, Qcow2, Qcow2Options};
 use super::raw::{RawDriver, Window};
@@ -228,7 +228,7 @@ impl Block {
             DriverOptions::SnapshotAccess { file } => {
                 let (node, file) = self.open_over(name, common, file, Role::Snapshot).await?;
                 *node.driver.borrow_mut() = Driver::SnapshotAccess;
-                self.copy_from_child(&node, file);
+                self.copy_from_child(&node, file.child.get());
                 Ok(node)
             }
             DriverOptions::Other { driver, .. } => Err(format!(
@@ -254,7 +254,7 @@ impl Block {
     ) -> Opened {
         let driver = Driver::Raw(Rc::new(RawDriver::new(window)));
         let (node, file) = self.open_over_as(name, options, file, Role::Filtered, driver).await?;
-        let real = self.node(file).length.get();
+        let real = self.node(file.child.get()).length.get();
         if let Err(reason) = window.check(real) {
             self.driver_refused(node.id).await;
             return Err(reason);
@@ -302,7 +302,7 @@ impl Block {
         options: NodeOptions,
         file: &ChildRef,
         role: Role,
-    ) -> Result<(Rc<Node>, NodeId), String> {
+    ) -> Result<(Rc<Node>, Rc<Edge>), String> {
         self.open_over_as(name, options, file, role, Driver::None).await
     }
 
@@ -314,7 +314,7 @@ impl Block {
         file: &ChildRef,
         role: Role,
         driver: Driver,
-    ) -> Result<(Rc<Node>, NodeId), String> {
+    ) -> Result<(Rc<Node>, Rc<Edge>), String> {
         let child = match self.open_child(file, Inherit::Child(&options)).await {
             Ok(child) => child,
             Err(reason) => {
@@ -332,7 +332,7 @@ impl Block {
             inherit_from(file, &child, &node);
             let attached = self.attach(Parent::Node(node.id), "file", role, child.id, None);
             refused = attached.is_err();
-            attached.map(|_| node.clone()).inspect_err(|_| self.remove_node(node.id))
+            attached.map(|edge| (node.clone(), edge)).inspect_err(|_| self.remove_node(node.id))
         });
         self.graph_write_section().await;
         self.graph_write_section().await;
@@ -346,7 +346,7 @@ impl Block {
         if refused {
             self.give_up(None, true).await;
         }
-        attached.map(|node| (node, child.id))
+        attached
     }
 
     async fn open_qcow2(
@@ -365,7 +365,7 @@ impl Block {
         let (block, id, qcow2_options) = (self.clone(), node.id, qcow2_options.clone());
         let opened = self
             .sim
-            .run_coroutine("qcow2 open", async move { Qcow2::open(&block, id, file, &qcow2_options, flags).await })
+            .run_coroutine("qcow2 open", async move { Qcow2::open(&block, id, &file, &qcow2_options, flags).await })
             .await;
         let qcow2 = match opened {
             Ok(qcow2) => qcow2,
@@ -415,7 +415,6 @@ impl Block {
         }
         let attached = self.attach(Parent::Node(node.id), "backing", Role::Cow, opened.id, None);
         self.graph_write_section().await;
-        qcow2.set_backing_node(attached.is_ok().then_some(opened.id));
         self.unref(opened.id).await;
         attached.map(|_| ())
     }
@@ -472,6 +471,7 @@ impl Block {
             return Err("not a copy-before-write node".to_owned());
         };
         let (node, source) = self.open_over(name, options.clone(), file, Role::Filtered).await?;
+        let source = source.child.get();
         let opened = async {
             let spec = target;
             let target = self.open_child(spec, Inherit::Child(&options)).await?;

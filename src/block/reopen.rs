@@ -433,13 +433,7 @@ impl Block {
                     self.set_length(node, length);
                 }
             }
-            Driver::Qcow2(image) => {
-                let backing = node.backing();
-                if backing != image.backing_node() {
-                    image.set_backing_node(backing);
-                }
-                image.commit_reopen(entry.qcow2.clone(), entry.next.read_only);
-            }
+            Driver::Qcow2(image) => image.commit_reopen(entry.qcow2.clone(), entry.next.read_only),
             _ => {}
         }
     }

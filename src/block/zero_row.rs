@@ -133,7 +133,7 @@ impl Block {
                 if image.is_locked() || !self.tells_at_once(image.file()) {
                     return false;
                 }
-                image.backing_node()
+                node.backing()
             }
             Driver::Blkdebug(blkdebug) if blkdebug.spares_status() => node.primary_child(),
             Driver::None | Driver::Blkdebug(_) | Driver::SnapshotAccess => return false,

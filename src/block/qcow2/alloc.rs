@@ -37,7 +37,7 @@ impl Qcow2 {
 
     /// Takes consecutive clusters for `bytes` bytes and returns their host offset.
     pub(super) async fn alloc_clusters(&self, block: &Rc<Block>, bytes: u64) -> Res<u64> {
-        block.debug_event(self.file, BlkdebugEvent::ClusterAlloc).await;
+        block.debug_event(self.file(), BlkdebugEvent::ClusterAlloc).await;
         loop {
             let offset = self.find_free(block, bytes, MAX_HOST_OFFSET).await?;
             match self.update_refcount(block, offset, bytes, Change::Up, DiscardType::Never).await {
@@ -67,7 +67,7 @@ impl Qcow2 {
     /// Takes `bytes` bytes, at most a cluster, that need not be aligned: room for a compressed
     /// cluster, behind the last one where it fits. Returns their host offset.
     pub(super) async fn alloc_bytes(&self, block: &Rc<Block>, bytes: u64) -> Res<u64> {
-        block.debug_event(self.file, BlkdebugEvent::ClusterAllocBytes).await;
+        block.debug_event(self.file(), BlkdebugEvent::ClusterAllocBytes).await;
         let cluster_size = self.geo.cluster_size();
         let max = MAX_HOST_OFFSET.min((1 << self.geo.compressed_shift()) - 1);
         let mut offset = self.free_byte_offset.get();

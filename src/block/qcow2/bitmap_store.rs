@@ -174,7 +174,7 @@ impl Qcow2 {
     async fn write_for_bitmap(&self, block: &Rc<Block>, name: &str, at: u64, content: Content) -> Result<(), String> {
         let checked = self.check_overlap(block, None, at, content.len()).await;
         checked.map_err(|error| format!("Qcow2 overlap check failed: {error}"))?;
-        let written = block.co_pwrite(self.file, at, content, ReqFlags::NONE).await;
+        let written = block.co_pwrite(self.file(), at, content, ReqFlags::NONE).await;
         written.map_err(|error| format!("Failed to write bitmap '{name}' to file: {error}"))
     }
 

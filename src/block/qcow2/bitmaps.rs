@@ -38,14 +38,14 @@ impl Qcow2 {
         if directory_size == 0 {
             return Err("Requested bitmap directory size is zero".to_owned());
         }
-        let bytes = read_bytes(block, self.file, directory_offset, directory_size).await;
+        let bytes = read_bytes(block, self.file(), directory_offset, directory_size).await;
         let bytes = bytes.map_err(|error| format!("Failed to read bitmap directory: {error}"))?;
         parse_directory(&bytes, self.geo, self.virtual_size(), count)
     }
 
     /// Reads a bitmap's table; EINVAL if an entry is not acceptable.
     pub(super) async fn read_bitmap_table(&self, block: &Rc<Block>, place: TablePlace) -> Res<Vec<u64>> {
-        let entries = entries_of(&read_bytes(block, self.file, place.offset, place.bytes()).await?);
+        let entries = entries_of(&read_bytes(block, self.file(), place.offset, place.bytes()).await?);
         let sound = entries.iter().all(|entry| is_table_entry(self.geo, *entry));
         if sound { Ok(entries) } else { Err(Errno::EINVAL) }
     }
@@ -123,7 +123,7 @@ impl Qcow2 {
                 (0, 0) => Piece::Zeros,
                 (0, _) => Piece::Ones,
                 (offset, _) => {
-                    let bytes = read_bytes(block, self.file, offset, self.geo.cluster_size()).await;
+                    let bytes = read_bytes(block, self.file(), offset, self.geo.cluster_size()).await;
                     Piece::Bytes(bytes.map_err(failed)?)
                 }
             });
@@ -143,7 +143,7 @@ impl Qcow2 {
         self.header.borrow_mut().autoclear &= !AUTOCLEAR_BITMAPS;
         self.update_header_sync(block).await?;
         self.check_overlap(block, Some(Area::BitmapDirectory), directory_offset, directory_size).await?;
-        block.co_pwrite(self.file, directory_offset, Content::from_bytes(bytes), ReqFlags::NONE).await?;
+        block.co_pwrite(self.file(), directory_offset, Content::from_bytes(bytes), ReqFlags::NONE).await?;
         self.update_header_sync(block).await?;
         self.header.borrow_mut().autoclear |= AUTOCLEAR_BITMAPS;
         self.update_header_sync(block).await
@@ -151,7 +151,7 @@ impl Qcow2 {
 
     pub(super) async fn update_header_sync(&self, block: &Rc<Block>) -> Res<()> {
         self.update_header(block).await?;
-        block.co_flush(self.file).await
+        block.co_flush(self.file()).await
     }
 
     /// Writes a directory to a new place and lets the header refer to it; without bitmaps the
@@ -190,7 +190,7 @@ impl Qcow2 {
 
     async fn write_new_directory(&self, block: &Rc<Block>, new: BitmapsExtension, bytes: Vec<u8>) -> Res<()> {
         self.check_overlap(block, None, new.directory_offset, new.directory_size).await?;
-        block.co_pwrite(self.file, new.directory_offset, Content::from_bytes(bytes), ReqFlags::NONE).await?;
+        block.co_pwrite(self.file(), new.directory_offset, Content::from_bytes(bytes), ReqFlags::NONE).await?;
         self.flush_caches(block).await
     }
 

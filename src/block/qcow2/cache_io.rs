@@ -70,9 +70,9 @@ impl Qcow2 {
                 return Ok(cache.fill(index, offset, T::default()));
             }
             if cache.kind == CacheKind::L2 {
-                block.debug_event(self.file, BlkdebugEvent::L2Load).await;
+                block.debug_event(self.file(), BlkdebugEvent::L2Load).await;
             }
-            let content = block.co_pread(self.file, offset, cache.entry_bytes(), ReqFlags::NONE).await?;
+            let content = block.co_pread(self.file(), offset, cache.entry_bytes(), ReqFlags::NONE).await?;
             Ok(cache.fill(index, offset, T::decode(content_prefix(&content))))
         })
     }
@@ -86,7 +86,7 @@ impl Qcow2 {
         if cache.depends.get() {
             self.flush_dependency(block, cache.kind).await?;
         } else if cache.depends_on_flush.get() {
-            block.co_flush(self.file).await?;
+            block.co_flush(self.file()).await?;
             cache.depends_on_flush.set(false);
         }
         let (own, event) = match cache.kind {
@@ -94,9 +94,9 @@ impl Qcow2 {
             CacheKind::Refcount => (Area::RefcountBlock, BlkdebugEvent::RefblockUpdatePart),
         };
         self.check_overlap(block, Some(own), offset, cache.entry_bytes()).await?;
-        block.debug_event(self.file, event).await;
+        block.debug_event(self.file(), event).await;
         let content = cache.content(index);
-        block.co_pwrite(self.file, offset, content, ReqFlags::NONE).await?;
+        block.co_pwrite(self.file(), offset, content, ReqFlags::NONE).await?;
         cache.set_clean(index);
         Ok(())
     }
@@ -139,7 +139,7 @@ impl Qcow2 {
     pub(super) async fn cache_flush<T: Table>(&self, block: &Rc<Block>, cache: &Cache<T>) -> Res<()> {
         let result = self.cache_write(block, cache).await;
         if result.is_ok() {
-            block.co_flush(self.file).await?;
+            block.co_flush(self.file()).await?;
         }
         result
     }
@@ -173,6 +173,6 @@ impl Qcow2 {
     /// Writes both caches and makes them durable.
     pub(super) async fn flush_caches(&self, block: &Rc<Block>) -> Res<()> {
         self.write_caches(block).await?;
-        block.co_flush(self.file).await
+        block.co_flush(self.file()).await
     }
 }

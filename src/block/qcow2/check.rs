@@ -156,7 +156,7 @@ impl<'a> Checker<'a> {
     }
 
     fn file_clusters(&self) -> u64 {
-        self.image.geo.clusters(self.block.node(self.image.file).length.get())
+        self.image.geo.clusters(self.block.node(self.image.file()).length.get())
     }
 
     /// Writes a line about something that is wrong.
@@ -182,7 +182,7 @@ impl<'a> Checker<'a> {
         let geo = self.image.geo;
         let end = offset.saturating_add(bytes);
         // The last cluster may be there only in part.
-        let file_len = self.block.node(self.image.file).length.get();
+        let file_len = self.block.node(self.image.file()).length.get();
         if end.saturating_sub(file_len) >= geo.cluster_size() && end > file_len {
             let what = "ERROR: counting reference for region exceeding the end of the file by one cluster or more";
             self.complain(format!("{what}: offset {offset:#x} size {bytes:#x}"));
@@ -264,7 +264,7 @@ impl<'a> Checker<'a> {
 
     /// The entries of a table in the file, without those behind the last that is not 0.
     pub(super) async fn read_table(&self, offset: u64, bytes: u64) -> Res<Vec<u64>> {
-        let content = self.block.co_pread(self.image.file, offset, bytes, ReqFlags::NONE).await?;
+        let content = self.block.co_pread(self.image.file(), offset, bytes, ReqFlags::NONE).await?;
         Ok(entries_of(&content_prefix(&content)))
     }
 
@@ -355,7 +355,7 @@ impl<'a> Checker<'a> {
         for bitmap in list {
             let place = bitmap.table;
             self.count(place.offset, place.bytes())?;
-            let bytes = read_bytes(self.block, self.image.file, place.offset, place.bytes()).await;
+            let bytes = read_bytes(self.block, self.image.file(), place.offset, place.bytes()).await;
             let table = bytes.inspect_err(|_| self.result.corruptions += 1)?;
             for entry in entries_of(&table) {
                 let offset = entry & TABLE_OFFSET_MASK;
@@ -405,7 +405,7 @@ impl<'a> Checker<'a> {
         }
         let end = offset.saturating_add(self.image.geo.cluster_size());
         let resized = match i64::try_from(end) {
-            Ok(_) => self.block.co_truncate(self.image.file, end, Preallocation::Off).await.map_err(|reason| {
+            Ok(_) => self.block.co_truncate(self.image.file(), end, Preallocation::Off).await.map_err(|reason| {
                 self.block.report_stderr(format!("{}: {reason}", self.block.program));
                 // Who asked for too much is told a number, everybody else what the host has said.
                 match reason.starts_with("offset(") {

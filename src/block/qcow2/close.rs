@@ -63,7 +63,7 @@ impl Qcow2 {
     pub(super) async fn update_header(&self, block: &Rc<Block>) -> Res<()> {
         let bytes = encode_first_cluster(&mut self.header.borrow_mut(), &self.extras.borrow());
         let content = prefix_content(bytes.ok_or(Errno::ENOSPC)?, self.geo.cluster_size());
-        block.co_pwrite(self.file, 0, content, ReqFlags::NONE).await
+        block.co_pwrite(self.file(), 0, content, ReqFlags::NONE).await
     }
 
     /// Sets the dirty bit, durably, before the first refcount goes wrong.

@@ -65,8 +65,8 @@ impl Qcow2 {
     /// Whoever has written his last compressed cluster says so by an empty write: other writes are easier where the file
     /// has whole sectors.
     async fn end_with_a_sector(&self, block: &Rc<Block>) -> Res<()> {
-        let sectors = block.node(self.file).length.get();
-        block.co_truncate(self.file, sectors, Preallocation::Off).await.map_err(|_| Errno::EIO)
+        let sectors = block.node(self.file()).length.get();
+        block.co_truncate(self.file(), sectors, Preallocation::Off).await.map_err(|_| Errno::EIO)
     }
 
     async fn write_compressed_cluster(self: &Rc<Self>, block: &Rc<Block>, offset: u64, content: Content) -> Res<()> {
@@ -83,8 +83,8 @@ impl Qcow2 {
         let host = self.map_compressed(block, offset, packed.len() as u64).await?;
         self.check_overlap(block, None, host, packed.len() as u64).await?;
         drop(locked);
-        block.debug_event(self.file, BlkdebugEvent::WriteCompressed).await;
-        block.co_pwrite(self.file, host, Content::from_bytes(packed), ReqFlags::NONE).await
+        block.debug_event(self.file(), BlkdebugEvent::WriteCompressed).await;
+        block.co_pwrite(self.file(), host, Content::from_bytes(packed), ReqFlags::NONE).await
     }
 
     /// Has a thread of the host's pool pack or unpack a cluster (`qcow2_co_process`).
@@ -113,7 +113,7 @@ impl Qcow2 {
         let host = self.alloc_bytes(block, bytes).await?;
         let sectors = (host + bytes - 1) / COMPRESSED_SECTOR - host / COMPRESSED_SECTOR;
         let entry = host | COMPRESSED | sectors << self.geo.compressed_shift();
-        block.debug_event(self.file, BlkdebugEvent::L2UpdateCompressed).await;
+        block.debug_event(self.file(), BlkdebugEvent::L2UpdateCompressed).await;
         place.table.update(|table| table.set(place.index, entry));
         Ok(host)
     }
@@ -124,8 +124,8 @@ impl Qcow2 {
         if self.header.borrow().compression_type != 0 {
             return Err(Errno::ENOTSUP);
         }
-        block.debug_event(self.file, BlkdebugEvent::ReadCompressed).await;
-        let packed = block.co_pread(self.file, host, bytes, ReqFlags::NONE).await?.to_vec();
+        block.debug_event(self.file(), BlkdebugEvent::ReadCompressed).await;
+        let packed = block.co_pread(self.file(), host, bytes, ReqFlags::NONE).await?.to_vec();
         self.in_thread(block, "decompression").await;
         let plain = inflate(&packed, self.geo.cluster_size() as usize).ok_or(Errno::EIO)?;
         let content = match plain.first() {

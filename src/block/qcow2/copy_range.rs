@@ -43,7 +43,7 @@ impl Qcow2 {
     fn origin(&self, block: &Block, at: u64, mapping: Mapping) -> Res<(Option<Place>, u64)> {
         match mapping.kind {
             ClusterType::Unallocated => {
-                let Some(backing) = self.backing.get() else { return Ok((None, mapping.bytes)) };
+                let Some(backing) = self.backing(block) else { return Ok((None, mapping.bytes)) };
                 let length = block.node(backing).length.get();
                 Ok(if at >= length {
                     (None, mapping.bytes)
@@ -53,7 +53,7 @@ impl Qcow2 {
             }
             ClusterType::ZeroPlain | ClusterType::ZeroAlloc => Ok((None, mapping.bytes)),
             ClusterType::Compressed => Err(Errno::ENOTSUP),
-            ClusterType::Normal => Ok((Some(Place { node: self.file, offset: mapping.host }), mapping.bytes)),
+            ClusterType::Normal => Ok((Some(Place { node: self.file(), offset: mapping.host }), mapping.bytes)),
         }
     }
 
@@ -76,7 +76,7 @@ impl Qcow2 {
             // The newest first, as in QEMU's list of a request's allocations.
             let allocations: Vec<Rc<Allocation>> = run.allocations.into_iter().rev().collect();
             drop(locked.take());
-            let target = Place { node: self.file, offset: run.host };
+            let target = Place { node: self.file(), offset: run.host };
             let result = block.copy_range_to(from.plus(done), target, run.bytes, flags).await;
             locked = Some(self.lock(block).await);
             self.settle(block, allocations, result, None, &mut locked).await?;

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, Driver, NodeId, NodeOptions, Perm, Preallocation, ReqFlags};
+use crate::block::{Block, Driver, Edge, NodeId, NodeOptions, Parent, Perm, Preallocation, ReqFlags, Role};
 use crate::store::Content;
 
 use super::Qcow2;
@@ -71,7 +71,9 @@ async fn with_temporary_node(
     for _ in 0..CHANGES_TO_OPEN {
         block.graph_write_section_for_coroutine().await;
     }
-    let result = match Qcow2::open(block, node.id, file, &Qcow2Options::default(), OpenFlags::default()).await {
+    // Nothing can come between this node and the file.
+    let edge = Edge::new("file", Parent::Node(node.id), Role::Storage, file);
+    let result = match Qcow2::open(block, node.id, &edge, &Qcow2Options::default(), OpenFlags::default()).await {
         Ok(image) => {
             *node.driver.borrow_mut() = Driver::Qcow2(image.clone());
             let result = work(&image).await;

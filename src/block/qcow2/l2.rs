@@ -216,11 +216,11 @@ impl Qcow2 {
             let content = if old == 0 {
                 L2Table::default()
             } else {
-                block.debug_event(self.file, BlkdebugEvent::L2AllocCowRead).await;
+                block.debug_event(self.file(), BlkdebugEvent::L2AllocCowRead).await;
                 let shared = self.cache_get(block, &self.l2_cache, old + start).await?;
                 shared.read(L2Table::clone)
             };
-            block.debug_event(self.file, BlkdebugEvent::L2AllocWrite).await;
+            block.debug_event(self.file(), BlkdebugEvent::L2AllocWrite).await;
             table.update(|t| *t = content);
         }
         self.cache_flush(block, &self.l2_cache).await?;
@@ -232,7 +232,7 @@ impl Qcow2 {
     /// Writes an L1 entry, with its neighbours if the file wants larger blocks, and makes it
     /// durable.
     pub(super) async fn write_l1_entry(&self, block: &Rc<Block>, index: usize) -> Res<()> {
-        let align = block.request_alignment(&block.node(self.file)).max(ENTRY_BYTES);
+        let align = block.request_alignment(&block.node(self.file())).max(ENTRY_BYTES);
         let per_block = (align / ENTRY_BYTES) as usize;
         let first = index - index % per_block;
         // The table may end within the block; what follows is written as zeros.
@@ -244,13 +244,13 @@ impl Qcow2 {
         bytes.resize((align.min(table_end - first as u64 * ENTRY_BYTES)) as usize, 0);
         let at = self.l1_offset.get() + first as u64 * ENTRY_BYTES;
         self.check_overlap(block, Some(Area::ActiveL1), at, bytes.len() as u64).await?;
-        block.debug_event(self.file, BlkdebugEvent::L1Update).await;
+        block.debug_event(self.file(), BlkdebugEvent::L1Update).await;
         self.write_sync(block, at, Content::from_bytes(bytes)).await
     }
 
     /// Writes to the file and makes it durable (`bdrv_pwrite_sync`).
     pub(super) async fn write_sync(&self, block: &Rc<Block>, offset: u64, content: Content) -> Res<()> {
-        block.co_pwrite(self.file, offset, content, ReqFlags::NONE).await?;
-        block.co_flush(self.file).await
+        block.co_pwrite(self.file(), offset, content, ReqFlags::NONE).await?;
+        block.co_flush(self.file()).await
     }
 }

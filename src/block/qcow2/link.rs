@@ -37,8 +37,8 @@ impl Qcow2 {
             if result.is_ok() {
                 merged = allocations.iter().position(|a| merges_with(a, offset, content.len()));
                 if merged.is_none() {
-                    block.debug_event(self.file, BlkdebugEvent::WriteAio).await;
-                    result = block.co_pwrite(self.file, run.host, content.clone(), ReqFlags::NONE).await;
+                    block.debug_event(self.file(), BlkdebugEvent::WriteAio).await;
+                    result = block.co_pwrite(self.file(), run.host, content.clone(), ReqFlags::NONE).await;
                 }
             }
             let mut locked = Some(self.lock(block).await);
@@ -119,8 +119,8 @@ impl Qcow2 {
             }
             let (start, end) = (allocation.host + allocation.head.0, allocation.host + allocation.tail.1);
             self.check_overlap(block, None, start, end - start).await?;
-            block.debug_event(self.file, BlkdebugEvent::ClusterAllocSpace).await;
-            match block.co_pwrite_zeroes(self.file, start, end - start, ReqFlags::NO_FALLBACK).await {
+            block.debug_event(self.file(), BlkdebugEvent::ClusterAllocSpace).await;
+            match block.co_pwrite_zeroes(self.file(), start, end - start, ReqFlags::NO_FALLBACK).await {
                 Ok(()) => allocation.cow_done.set(true),
                 // Old content is written as data then.
                 Err(Errno::ENOTSUP | Errno::EAGAIN) => {}
@@ -202,7 +202,7 @@ impl Qcow2 {
         };
         match data {
             Some(data) => {
-                block.debug_event(self.file, BlkdebugEvent::WriteAio).await;
+                block.debug_event(self.file(), BlkdebugEvent::WriteAio).await;
                 let all = old_head.concat(data.clone()).concat(old_tail);
                 self.cow_write(block, allocation.host + head.0, all).await
             }
@@ -222,7 +222,7 @@ impl Qcow2 {
         if start >= end {
             return Ok(Content::zeros(0));
         }
-        block.debug_event(self.file, BlkdebugEvent::CowRead).await;
+        block.debug_event(self.file(), BlkdebugEvent::CowRead).await;
         self.pread(block, allocation.guest + start, end - start).await
     }
 
@@ -231,8 +231,8 @@ impl Qcow2 {
             return Ok(());
         }
         self.check_overlap(block, None, host, content.len()).await?;
-        block.debug_event(self.file, BlkdebugEvent::CowWrite).await;
-        block.co_pwrite(self.file, host, content, ReqFlags::NONE).await
+        block.debug_event(self.file(), BlkdebugEvent::CowWrite).await;
+        block.co_pwrite(self.file(), host, content, ReqFlags::NONE).await
     }
 }
 

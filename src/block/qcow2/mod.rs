@@ -68,7 +68,7 @@ use crate::sim::shared::{Cell, RefCell};
 use crate::sim::{CoMutex, CoMutexGuard};
 use crate::store::TEST_PREFIX;
 
-use super::{Block, NodeId};
+use super::{Block, Edge, NodeId};
 use cache::Cache;
 use compressed::Threads;
 use header::{COMPAT_LAZY_REFCOUNTS, Extras, Header, INCOMPAT_DIRTY};
@@ -89,9 +89,8 @@ pub use snapshot::{CUT_HINT, Snapshot};
 pub struct Qcow2 {
     /// The qcow2 node itself.
     node: NodeId,
-    /// The node that holds the image's bytes.
-    file: NodeId,
-    backing: Cell<Option<NodeId>>,
+    /// The edge to what holds the image's bytes.
+    file: Rc<Edge>,
     options: RefCell<Qcow2Options>,
     geo: Geometry,
     header: RefCell<Header>,
@@ -163,19 +162,14 @@ impl Qcow2 {
         self.extras.borrow().backing_format.clone()
     }
 
-    /// The node that unallocated clusters read from.
-    pub fn backing_node(&self) -> Option<NodeId> {
-        self.backing.get()
+    /// The node that unallocated clusters read from; none: they read as zeros.
+    fn backing(&self, block: &Block) -> Option<NodeId> {
+        block.node(self.node).backing()
     }
 
-    /// Sets the node that unallocated clusters read from; none: they read as zeros.
-    pub fn set_backing_node(&self, backing: Option<NodeId>) {
-        self.backing.set(backing);
-    }
-
-    /// The node that holds the image's bytes.
+    /// The node that holds the image's bytes: a filter, while one is above the file.
     pub fn file(&self) -> NodeId {
-        self.file
+        self.file.child.get()
     }
 
     /// Whether refcounts in the file may be wrong until the image is closed or repaired.

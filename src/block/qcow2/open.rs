@@ -12,7 +12,7 @@ use crate::sim::CoMutex;
 use crate::sim::shared::{Cell, RefCell};
 use crate::store::TEST_PREFIX;
 
-use super::Qcow2;
+use super::{Edge, Qcow2};
 use super::cache::{Cache, CacheKind};
 use super::check::Fix;
 use super::compressed::Threads;
@@ -52,10 +52,12 @@ impl Qcow2 {
     pub async fn open(
         block: &Rc<Block>,
         node: NodeId,
-        file: NodeId,
+        file: &Rc<Edge>,
         options: &Qcow2Options,
         flags: OpenFlags,
     ) -> Result<Rc<Qcow2>, String> {
+        let edge = file.clone();
+        let file = edge.child.get();
         let mut header = read_header(block, file).await?;
         check_features(block, file, &header, flags).await?;
         if header.crypt_method == 1 && block.program != "qemu-img" {
@@ -85,8 +87,7 @@ impl Qcow2 {
         let open_node = block.node(node);
         let image = Rc::new(Qcow2 {
             node,
-            file,
-            backing: Cell::new(None),
+            file: edge,
             options: RefCell::new(options.clone()),
             geo: Geometry {
                 version: header.version,

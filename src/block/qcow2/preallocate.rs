@@ -34,8 +34,8 @@ impl Qcow2 {
             file_end = (host + bytes).next_multiple_of(self.geo.cluster_size());
             at += bytes;
         }
-        if file_end > block.node(self.file).length.get() {
-            block.co_truncate(self.file, file_end, Preallocation::Off).await?;
+        if file_end > block.node(self.file()).length.get() {
+            block.co_truncate(self.file(), file_end, Preallocation::Off).await?;
         }
         Ok(())
     }
@@ -51,7 +51,7 @@ impl Qcow2 {
     ) -> Result<(), String> {
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
         let cluster_size = self.geo.cluster_size();
-        let file_size = block.node(self.file).length.get();
+        let file_size = block.node(self.file()).length.get();
         // Without an answer all of the file counts as used.
         let last = self.last_cluster(block, file_size).await;
         let end = last.map_or(file_size.next_multiple_of(cluster_size), |last| (last + 1) << self.geo.cluster_bits);
@@ -64,7 +64,7 @@ impl Qcow2 {
         let taken = self.alloc_clusters_at(block, place, clusters).await;
         taken.map_err(|error| failed("Failed to allocate data clusters", error))?;
         let bytes = clusters << self.geo.cluster_bits;
-        if let Err(text) = block.co_truncate(self.file, place + bytes, preallocation).await {
+        if let Err(text) = block.co_truncate(self.file(), place + bytes, preallocation).await {
             self.free_clusters(block, place, bytes, DiscardType::Other).await;
             return Err(format!("Failed to resize underlying file: {text}"));
         }

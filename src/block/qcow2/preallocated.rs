@@ -25,12 +25,12 @@ impl Qcow2 {
 
     /// Whether clearly more clusters are in use than the file has on the disk.
     async fn find_holes(&self, block: &Rc<Block>) -> Res<bool> {
-        let file = block.node(self.file);
+        let file = block.node(self.file());
         if matches!(&*file.driver.borrow(), Driver::Blkdebug(_)) {
             // Does not know what the file takes.
             return Ok(false);
         }
-        let Some(on_disk) = block.allocated_size(self.file) else { return Ok(false) };
+        let Some(on_disk) = block.allocated_size(self.file()) else { return Ok(false) };
         let real = on_disk / self.geo.cluster_size();
         let threshold = (real * 10 / 9).max(real + 2);
         let clusters = file.length.get().div_ceil(self.geo.cluster_size());

@@ -27,7 +27,7 @@ impl Qcow2 {
         }
         let first = self.locked_mapping(block, offset, bytes).await?;
         if first.bytes >= bytes {
-            if self.reads_zero(first.kind) {
+            if self.reads_zero(block, first.kind) {
                 return Ok(Content::zeros(bytes));
             }
             return self.read_piece(block, offset, first).await;
@@ -40,8 +40,8 @@ impl Qcow2 {
         self.mapping(block, offset, bytes.min(LOOKUP_MAX_BYTES)).await
     }
 
-    fn reads_zero(&self, kind: ClusterType) -> bool {
-        kind.is_zero() || (kind == ClusterType::Unallocated && self.backing.get().is_none())
+    fn reads_zero(&self, block: &Block, kind: ClusterType) -> bool {
+        kind.is_zero() || (kind == ClusterType::Unallocated && self.backing(block).is_none())
     }
 
     /// Reads a range that is not of one piece; pieces are read beside each other.
@@ -70,7 +70,7 @@ impl Qcow2 {
             };
             let index = pieces.borrow().len();
             pieces.borrow_mut().push(Content::zeros(mapping.bytes));
-            if !self.reads_zero(mapping.kind) {
+            if !self.reads_zero(block, mapping.kind) {
                 let (image, core, pieces) = (self.clone(), block.clone(), pieces.clone());
                 let at = offset + done;
                 let piece = Box::pin(async move {
@@ -92,14 +92,14 @@ impl Qcow2 {
     pub(super) async fn read_piece(&self, block: &Rc<Block>, offset: u64, mapping: Mapping) -> Res<Content> {
         match mapping.kind {
             ClusterType::Unallocated => {
-                let Some(backing) = self.backing.get() else { return Ok(Content::zeros(mapping.bytes)) };
-                block.debug_event(self.file, BlkdebugEvent::ReadBackingAio).await;
+                let Some(backing) = self.backing(block) else { return Ok(Content::zeros(mapping.bytes)) };
+                block.debug_event(self.file(), BlkdebugEvent::ReadBackingAio).await;
                 block.co_pread(backing, offset, mapping.bytes, ReqFlags::NONE).await
             }
             ClusterType::Compressed => self.read_compressed(block, offset, mapping).await,
             ClusterType::Normal => {
-                block.debug_event(self.file, BlkdebugEvent::ReadAio).await;
-                block.co_pread(self.file, mapping.host, mapping.bytes, ReqFlags::NONE).await
+                block.debug_event(self.file(), BlkdebugEvent::ReadAio).await;
+                block.co_pread(self.file(), mapping.host, mapping.bytes, ReqFlags::NONE).await
             }
             ClusterType::ZeroPlain | ClusterType::ZeroAlloc => Ok(Content::zeros(mapping.bytes)),
         }
@@ -123,7 +123,7 @@ impl Qcow2 {
         let mut status = BlockStatus::new(flags, mapping.bytes);
         if flags.contains(StatusFlags::OFFSET_VALID) {
             status.map = mapping.host;
-            status.file = Some(self.file);
+            status.file = Some(self.file());
         }
         Ok(status)
     }

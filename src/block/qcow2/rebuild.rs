@@ -95,7 +95,7 @@ impl Checker<'_> {
         }
         let content = prefix_content(entry_bytes(&table.entries), table.bytes());
         self.write_structure("reftable", table.offset, content).await?;
-        self.block.co_flush(image.file).await?;
+        self.block.co_flush(image.file()).await?;
         let clusters = (table.bytes() >> image.geo.cluster_bits) as u32;
         let mut fields = table.offset.to_be_bytes().to_vec();
         fields.extend_from_slice(&clusters.to_be_bytes());
@@ -108,7 +108,7 @@ impl Checker<'_> {
     async fn write_structure(&self, what: &str, at: u64, content: Content) -> Res<()> {
         let checked = self.image.check_overlap(self.block, None, at, content.len()).await;
         let written = match checked {
-            Ok(()) => self.block.co_pwrite(self.image.file, at, content, ReqFlags::NONE).await,
+            Ok(()) => self.block.co_pwrite(self.image.file(), at, content, ReqFlags::NONE).await,
             refused => refused,
         };
         written.inspect_err(|error| {

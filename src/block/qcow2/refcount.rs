@@ -216,7 +216,7 @@ impl Qcow2 {
     /// Gives up one reference on the range; errors are only told on stderr, as the clusters merely
     /// leak.
     pub(super) async fn free_clusters(&self, block: &Rc<Block>, offset: u64, bytes: u64, discard: DiscardType) {
-        block.debug_event(self.file, BlkdebugEvent::ClusterFree).await;
+        block.debug_event(self.file(), BlkdebugEvent::ClusterFree).await;
         if let Err(error) = self.update_refcount(block, offset, bytes, Change::Down, discard).await {
             block.report_stderr(format!("qcow2_free_clusters failed: {error}"));
         }
@@ -278,7 +278,7 @@ impl Qcow2 {
         for (start, end) in queue {
             if succeeded {
                 // A hint that may fail.
-                let _ = block.co_pdiscard(self.file, start, end - start).await;
+                let _ = block.co_pdiscard(self.file(), start, end - start).await;
             }
         }
     }

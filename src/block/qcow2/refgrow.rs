@@ -20,14 +20,14 @@ impl Qcow2 {
     /// The refcount block of a cluster, to be changed. Where there is none it is made, and EAGAIN
     /// tells to look for free clusters again, since it may lie in those that were found.
     pub(super) async fn refblock_for<'a>(&'a self, block: &Rc<Block>, cluster: u64) -> Res<TableRef<'a, Refblock>> {
-        block.debug_event(self.file, BlkdebugEvent::RefblockAlloc).await;
+        block.debug_event(self.file(), BlkdebugEvent::RefblockAlloc).await;
         let table_index = self.short_table_index(cluster);
         let offset = self.reftable.borrow().block_offset(table_index);
         if offset != 0 {
             if self.geo.into_cluster(offset) != 0 {
                 return Err(self.unaligned_refblock(block, offset, table_index).await);
             }
-            block.debug_event(self.file, BlkdebugEvent::RefblockLoad).await;
+            block.debug_event(self.file(), BlkdebugEvent::RefblockLoad).await;
             return self.cache_get(block, &self.refcount_cache, offset).await;
         }
         Err(match self.make_refblock(block, cluster).await {
@@ -68,7 +68,7 @@ impl Qcow2 {
                     table.set(self.geo.refcount_order, own, 1);
                 }
             });
-            block.debug_event(self.file, BlkdebugEvent::RefblockAllocWrite).await;
+            block.debug_event(self.file(), BlkdebugEvent::RefblockAllocWrite).await;
             self.cache_flush(block, &self.refcount_cache).await?;
             drop(refblock);
             if table_index < self.reftable.borrow().len {
@@ -82,7 +82,7 @@ impl Qcow2 {
 
     /// Writes a table entry and makes it durable.
     async fn hook_up(&self, block: &Rc<Block>, table_index: u64, new: u64) -> Res<()> {
-        block.debug_event(self.file, BlkdebugEvent::RefblockAllocHookup).await;
+        block.debug_event(self.file(), BlkdebugEvent::RefblockAllocHookup).await;
         let at = self.reftable.borrow().offset + table_index * ENTRY_BYTES;
         self.write_sync(block, at, Content::from_bytes(new.to_be_bytes())).await?;
         self.reftable.borrow_mut().set(table_index, new);
@@ -119,12 +119,12 @@ impl Qcow2 {
                 }
             });
         }
-        block.debug_event(self.file, BlkdebugEvent::RefblockAllocWriteBlocks).await;
+        block.debug_event(self.file(), BlkdebugEvent::RefblockAllocWriteBlocks).await;
         self.cache_flush(block, &self.refcount_cache).await?;
-        block.debug_event(self.file, BlkdebugEvent::RefblockAllocWriteTable).await;
+        block.debug_event(self.file(), BlkdebugEvent::RefblockAllocWriteTable).await;
         let content = prefix_content(entry_bytes(&table.entries), table.bytes());
         self.write_sync(block, table.offset, content).await?;
-        block.debug_event(self.file, BlkdebugEvent::RefblockAllocSwitchTable).await;
+        block.debug_event(self.file(), BlkdebugEvent::RefblockAllocSwitchTable).await;
         let clusters = (table.bytes() >> self.geo.cluster_bits) as u32;
         let mut fields = table.offset.to_be_bytes().to_vec();
         fields.extend_from_slice(&clusters.to_be_bytes());

@@ -217,7 +217,7 @@ impl Checker<'_> {
             self.check_error(format!("{what}: {error}"));
             return Err(error);
         }
-        if let Err(error) = self.block.co_pwrite(self.image.file, offset, content, ReqFlags::NONE).await {
+        if let Err(error) = self.block.co_pwrite(self.image.file(), offset, content, ReqFlags::NONE).await {
             self.check_error(format!("ERROR: Could not write L2 table: {error}"));
             return Err(error);
         }

@@ -108,7 +108,7 @@ impl Qcow2 {
     }
 
     fn backing_reaches_beyond(&self, block: &Block, size: u64) -> bool {
-        self.backing.get().is_some_and(|backing| block.node(backing).length.get() > size)
+        self.backing(block).is_some_and(|backing| block.node(backing).length.get() > size)
     }
 
     /// Gives up everything behind the new end.
@@ -122,12 +122,12 @@ impl Qcow2 {
         shrunk.map_err(|error| failed("Failed to reduce the number of L2 tables", error))?;
         let dropped = self.shrink_reftable(block).await;
         dropped.map_err(|error| failed("Failed to discard unused refblocks", error))?;
-        let file_size = block.node(self.file).length.get();
+        let file_size = block.node(self.file()).length.get();
         let last = self.last_cluster(block, file_size).await;
         let last = last.map_err(|error| failed("Failed to find the last cluster", error))?;
         let end = (last + 1) << self.geo.cluster_bits;
         if end < file_size
-            && let Err(text) = block.co_truncate(self.file, end, Preallocation::Off).await
+            && let Err(text) = block.co_truncate(self.file(), end, Preallocation::Off).await
         {
             let program = block.program;
             block.report_stderr(format!("{program}: warning: Failed to truncate the tail of the image: {text}"));
@@ -149,7 +149,7 @@ impl Qcow2 {
             return Err(Errno::EFBIG);
         }
         let bytes = entries * ENTRY_BYTES;
-        block.debug_event(self.file, BlkdebugEvent::L1GrowAllocTable).await;
+        block.debug_event(self.file(), BlkdebugEvent::L1GrowAllocTable).await;
         let place = self.alloc_clusters(block, bytes).await?;
         if let Err(error) = self.move_l1(block, place, entries).await {
             self.free_clusters(block, place, bytes, DiscardType::Other).await;
@@ -171,10 +171,10 @@ impl Qcow2 {
         let bytes = entries * ENTRY_BYTES;
         self.cache_flush(block, &self.refcount_cache).await?;
         self.check_overlap(block, None, place, bytes).await?;
-        block.debug_event(self.file, BlkdebugEvent::L1GrowWriteTable).await;
+        block.debug_event(self.file(), BlkdebugEvent::L1GrowWriteTable).await;
         let content = prefix_content(entry_bytes(&self.l1.borrow()), bytes);
         self.write_sync(block, place, content).await?;
-        block.debug_event(self.file, BlkdebugEvent::L1GrowActivateTable).await;
+        block.debug_event(self.file(), BlkdebugEvent::L1GrowActivateTable).await;
         let mut fields = (entries as u32).to_be_bytes().to_vec();
         fields.extend_from_slice(&place.to_be_bytes());
         self.write_sync(block, 36, Content::from_bytes(fields)).await
@@ -186,19 +186,19 @@ impl Qcow2 {
         if keep >= len {
             return Ok(());
         }
-        block.debug_event(self.file, BlkdebugEvent::L1ShrinkWriteTable).await;
+        block.debug_event(self.file(), BlkdebugEvent::L1ShrinkWriteTable).await;
         let at = self.l1_offset.get() + keep as u64 * ENTRY_BYTES;
         let bytes = (len - keep) as u64 * ENTRY_BYTES;
-        let mut result = block.co_pwrite_zeroes(self.file, at, bytes, ReqFlags::NONE).await;
+        let mut result = block.co_pwrite_zeroes(self.file(), at, bytes, ReqFlags::NONE).await;
         if result.is_ok() {
-            result = block.co_flush(self.file).await;
+            result = block.co_flush(self.file()).await;
         }
         if result.is_err() {
             // Who knows what is in the file now; at least nothing more is written through these.
             self.l1.borrow_mut()[keep..].fill(0);
             return result;
         }
-        block.debug_event(self.file, BlkdebugEvent::L1ShrinkFreeL2Clusters).await;
+        block.debug_event(self.file(), BlkdebugEvent::L1ShrinkFreeL2Clusters).await;
         for index in (keep..len).rev() {
             let table = self.l1.borrow()[index] & L1E_OFFSET_MASK;
             if table != 0 {

@@ -28,7 +28,7 @@ impl Checker<'_> {
     /// are left out or cut.
     pub(super) async fn load_snapshots(&mut self) -> Res<()> {
         let (image, block, program) = (self.image, self.block, self.block.program);
-        let fields = read_bytes(block, image.file, COUNT_OFFSET, 12).await;
+        let fields = read_bytes(block, image.file(), COUNT_OFFSET, 12).await;
         let fields = fields.inspect_err(|error| {
             self.snapshot_error(format!(
                 "ERROR failed to read the snapshot table pointer from the image header: {error}"
@@ -59,7 +59,7 @@ impl Checker<'_> {
             (header.nb_snapshots, header.snapshots_offset) = (count as u32, offset);
         }
         let header = image.header.borrow().clone();
-        let table = read_snapshots(block, image.file, &header, repairs.as_mut()).await;
+        let table = read_snapshots(block, image.file(), &header, repairs.as_mut()).await;
         let table = table.map_err(|fault| {
             self.snapshot_error(format!("{program}: ERROR failed to read the snapshot table: {}", fault.reason));
             if let Some(hint) = fault.hint {

@@ -257,8 +257,8 @@ impl Qcow2 {
     /// Writes one run and links it (`qcow2_co_pwritev_task`).
     async fn write_run(self: &Rc<Self>, block: &Rc<Block>, offset: u64, content: Content, run: Run) -> Res<()> {
         if run.allocations.is_empty() {
-            block.debug_event(self.file, BlkdebugEvent::WriteAio).await;
-            let result = block.co_pwrite(self.file, run.host, content, ReqFlags::NONE).await;
+            block.debug_event(self.file(), BlkdebugEvent::WriteAio).await;
+            let result = block.co_pwrite(self.file(), run.host, content, ReqFlags::NONE).await;
             drop(self.lock(block).await);
             return result;
         }

@@ -55,7 +55,7 @@ impl Qcow2 {
             }
         }
         if self.geo.version < 3 {
-            return match self.backing.get() {
+            return match self.backing(block) {
                 None => self.clear(block, start, end - start, Clear::Discard(DiscardType::Request)).await,
                 Some(_) => Err(Errno::ENOTSUP),
             };
@@ -93,7 +93,7 @@ impl Qcow2 {
         if self.ejected.get() {
             return Err(Errno::ENOMEDIUM);
         }
-        if self.geo.version < 3 && self.backing.get().is_some() {
+        if self.geo.version < 3 && self.backing(block).is_some() {
             return Err(Errno::ENOTSUP);
         }
         let whole = self.geo.into_cluster(offset | bytes) == 0;
@@ -168,7 +168,7 @@ impl Qcow2 {
         let mut next = place.index;
         while next < end {
             // Each entry changes before its cluster is freed, one after the other.
-            let stopped = place.table.update_if(|table| self.clear_entries(table, next, end, what));
+            let stopped = place.table.update_if(|table| self.clear_entries(block, table, next, end, what));
             let Some((index, old)) = stopped else { break };
             let discard = match what {
                 Clear::Zeroes { .. } => DiscardType::Request,
@@ -188,6 +188,7 @@ impl Qcow2 {
     /// Changes entries until one of them gives up its cluster: that one and what it was.
     fn clear_entries(
         &self,
+        block: &Block,
         table: &mut L2Table,
         first: usize,
         end: usize,
@@ -201,7 +202,7 @@ impl Qcow2 {
                     let stays = !gives_up || self.keeps_reference(old, what);
                     (if stays { old | ZERO } else { ZERO }, gives_up)
                 }
-                Clear::Discard(_) if kind.is_allocated() || self.backing.get().is_some() => {
+                Clear::Discard(_) if kind.is_allocated() || self.backing(block).is_some() => {
                     let zero = if self.geo.version >= 3 { ZERO } else { 0 };
                     let stays = self.keeps_reference(old, what);
                     (if stays { old | ZERO } else { zero }, kind.is_allocated())
