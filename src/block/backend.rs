@@ -92,17 +92,13 @@ impl Block {
         Ok(backend)
     }
 
-    /// Whether a new user could have these permissions; nothing stays. The error is QEMU's text.
-    pub fn try_permissions(&self, node: NodeId, perm: Perm, shared: Perm) -> Result<(), String> {
-        let backend = self.new_backend(None, node, perm, shared)?;
+    /// Removes a backend that has no requests from a node that others keep.
+    pub(super) fn forget_backend(&self, backend: &Rc<Backend>) {
         let root = backend.root.borrow_mut().take();
         if let Some(edge) = root {
-            self.detach(&edge);
-            let node = self.node(node);
-            node.references.set(node.references.get().saturating_sub(1));
+            self.let_go(&edge);
         }
-        self.backends.borrow_mut().retain(|other| !Rc::ptr_eq(other, &backend));
-        Ok(())
+        self.backends.borrow_mut().retain(|other| !Rc::ptr_eq(other, backend));
     }
 
     /// Takes further permissions (`blk_set_perm`).
@@ -146,7 +142,7 @@ impl Block {
         }
         let end = offset.checked_add(bytes).ok_or(Errno::EIO)?;
         let too_large = bounded && bytes > REQUEST_MAX_BYTES;
-        if too_large || i64::try_from(end).is_err() || end > node.length.get() {
+        if too_large || i64::try_from(end).is_err() || end > self.length(&node) {
             return Err(Errno::EIO);
         }
         Ok(node)

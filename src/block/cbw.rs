@@ -94,7 +94,7 @@ impl CopyBeforeWrite {
             BlockCopy::new(block, edges, bitmap_node, options.bitmap, options.min_cluster_size, options.discard_source)
                 .await
                 .map_err(|reason| format!("Cannot create block-copy-state: {reason}"))?;
-        let (length, cluster) = (block.node(source).length.get(), copy.cluster_size);
+        let (length, cluster) = (block.length(&block.node(source)), copy.cluster_size);
         let mut list = filter.bitmaps.borrow_mut();
         let done = list.create(length, cluster, None).map_err(|fault| fault.to_string())?;
         let access = list.create(length, cluster, None).map_err(|fault| fault.to_string())?;
@@ -156,6 +156,18 @@ impl CopyBeforeWrite {
         f(list.get_mut(id).expect("a filter's bitmaps live as long as it does"))
     }
 
+    /// Notes what is in the target. The filter learns that the disk grows when the write has ended, so one that makes it
+    /// longer comes too early.
+    fn note_done(&self, block: &Block, start: u64, length: u64) {
+        let fits = self.with_own(block, self.done, (start, length), Mode::Add, |done| {
+            done.set(start, length);
+            start + length <= done.end_of_granules()
+        });
+        if !fits {
+            block.abort("a guest's write ends behind the filter's bitmap of what is copied");
+        }
+    }
+
     /// Copies what a guest's write of `offset..offset+bytes` is about to change
     /// (`cbw_do_copy_before_write`).
     pub async fn before_write(self: &Rc<Self>, block: &Rc<Block>, offset: u64, bytes: u64, flags: ReqFlags) -> Res<()> {
@@ -177,7 +189,7 @@ impl CopyBeforeWrite {
         match result {
             Err(error) if self.on_error == OnCbwError::BreakGuestWrite => return Err(error),
             Err(error) => self.broken.set(self.broken.get().or(Some(error))),
-            Ok(()) => self.with_own(block, self.done, (start, length), Mode::Add, |done| done.set(start, length)),
+            Ok(()) => self.note_done(block, start, length),
         }
         if block.quirks.defects.fleecing_read_unprotected {
             return Ok(());

@@ -312,6 +312,13 @@ impl Block {
         let _ = self.refresh_permissions(&[child]);
     }
 
+    /// The same for an edge whose child others keep: the reference goes too.
+    pub(super) fn let_go(&self, edge: &Rc<Edge>) {
+        self.detach(edge);
+        let child = self.node(edge.child.get());
+        child.references.set(child.references.get().saturating_sub(1));
+    }
+
     /// Points an edge at another node (`bdrv_replace_child_noperm`), references included.
     pub(super) fn redirect(&self, edge: &Rc<Edge>, to: NodeId) {
         let old = self.node(edge.child.get());

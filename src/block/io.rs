@@ -58,7 +58,7 @@ impl Block {
 
     /// The part of an aligned read that lies before the node's end, then zeros.
     async fn aligned_pread(self: &Rc<Self>, node: &Node, offset: u64, bytes: u64) -> Res<Content> {
-        let readable = node.length.get().saturating_sub(offset).min(bytes);
+        let readable = self.length(node).saturating_sub(offset).min(bytes);
         if readable == 0 {
             return Ok(Content::zeros(bytes));
         }
@@ -261,7 +261,8 @@ impl Block {
             }
             Driver::Null(null) => null.request(self).await,
             Driver::Raw(raw) => {
-                let (child, place) = (child_of(node, "file")?, raw.place(offset, content.len(), true)?);
+                let place = raw.place(offset, content.len(), true)?;
+                let child = self.written_child(node, "file", place + content.len())?;
                 self.debug_event(child, BlkdebugEvent::WriteAio).await;
                 self.co_pwrite(child, place, content, flags).await
             }
@@ -275,13 +276,17 @@ impl Block {
             Driver::Blkdebug(blkdebug) => {
                 let range = Some((offset, content.len()));
                 match blkdebug.check(self, super::blkdebug::IoType::Write, range).await? {
-                    true => self.co_pwrite(child_of(node, "image")?, offset, content, flags).await,
+                    true => {
+                        let child = self.written_child(node, "image", offset + content.len())?;
+                        self.co_pwrite(child, offset, content, flags).await
+                    }
                     false => Ok(()),
                 }
             }
             Driver::CopyBeforeWrite(cbw) => {
                 cbw.before_write(self, offset, content.len(), flags).await?;
-                self.co_pwrite(child_of(node, "file")?, offset, content, flags).await
+                let child = self.written_child(node, "file", offset + content.len())?;
+                self.co_pwrite(child, offset, content, flags).await
             }
             Driver::SnapshotAccess => Err(Errno::ENOTSUP),
         }
@@ -308,27 +313,6 @@ impl Block {
             }
             self.witness_dirty(node, offset, bytes);
             node.mark_dirty(offset, bytes);
-        }
-    }
-
-    /// The node's length has changed; its bitmaps follow.
-    pub(super) fn set_length(&self, node: &Node, length: u64) {
-        node.length.set(length);
-        // A bitmap too large for the new length keeps its old size; QEMU has no error for it here.
-        let _ = node.bitmaps.borrow_mut().truncate(length);
-        let parents = node.parents.borrow();
-        let filters: Vec<NodeId> = parents.iter().filter_map(|edge| edge.parent_node()).collect();
-        drop(parents);
-        for parent in filters {
-            let parent = self.node(parent);
-            let follows = match &*parent.driver.borrow() {
-                Driver::Raw(raw) => Some(raw.window().length(length)),
-                Driver::Blkdebug(_) => Some(length),
-                _ => None,
-            };
-            if let Some(length) = follows {
-                self.set_length(&parent, length);
-            }
         }
     }
 

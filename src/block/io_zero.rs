@@ -200,7 +200,7 @@ impl Block {
                     Ok(place) => place,
                     Err(error) => return (Err(error), false),
                 };
-                (self.pass_zeroes(child_of(node, "file"), place, bytes, flags).await, false)
+                (self.pass_zeroes(self.written_child(node, "file", place + bytes), place, bytes, flags).await, false)
             }
             Driver::Blkdebug(blkdebug) => {
                 // A piece below the unit is declined before any rule is looked at.
@@ -208,7 +208,10 @@ impl Block {
                     return (Err(Errno::ENOTSUP), false);
                 }
                 match blkdebug.check(self, IoType::WriteZeroes, Some((offset, bytes))).await {
-                    Ok(true) => (self.pass_zeroes(child_of(node, "image"), offset, bytes, flags).await, false),
+                    Ok(true) => {
+                        let child = self.written_child(node, "image", offset + bytes);
+                        (self.pass_zeroes(child, offset, bytes, flags).await, false)
+                    },
                     other => (other.map(|_| ()), false),
                 }
             }
@@ -216,7 +219,8 @@ impl Block {
                 if let Err(error) = cbw.before_write(self, offset, bytes, flags).await {
                     return (Err(error), false);
                 }
-                (self.pass_zeroes(child_of(node, "file"), offset, bytes, flags).await, false)
+                let child = self.written_child(node, "file", offset + bytes);
+                (self.pass_zeroes(child, offset, bytes, flags).await, false)
             }
             Driver::SnapshotAccess => (Err(Errno::ENOTSUP), false),
         }
@@ -297,14 +301,17 @@ impl Block {
             Driver::None => Err(Errno::ENOMEDIUM),
             Driver::File(file) => file.discard(self, node, offset, bytes).await,
             Driver::Null(_) => Err(Errno::ENOTSUP),
-            Driver::Raw(raw) => self.co_pdiscard(child_of(node, "file")?, raw.place(offset, bytes, true)?, bytes).await,
+            Driver::Raw(raw) => {
+                let place = raw.place(offset, bytes, true)?;
+                self.co_pdiscard(self.discarded_child(node, "file", place + bytes)?, place, bytes).await
+            }
             Driver::Qcow2(qcow2) => qcow2.pdiscard(self, offset, bytes).await,
             Driver::Blkdebug(blkdebug) => {
                 if bytes < blkdebug.align.max(blkdebug.opt_discard.unwrap_or(0)) {
                     return Err(Errno::ENOTSUP);
                 }
                 match blkdebug.check(self, IoType::Discard, Some((offset, bytes))).await? {
-                    true => self.co_pdiscard(child_of(node, "image")?, offset, bytes).await,
+                    true => self.co_pdiscard(self.discarded_child(node, "image", offset + bytes)?, offset, bytes).await,
                     false => Ok(()),
                 }
             }
@@ -312,7 +319,7 @@ impl Block {
                 if !self.quirks.defects.discard_bypasses_cbw {
                     cbw.before_write(self, offset, bytes, ReqFlags::NONE).await?;
                 }
-                self.co_pdiscard(child_of(node, "file")?, offset, bytes).await
+                self.co_pdiscard(self.discarded_child(node, "file", offset + bytes)?, offset, bytes).await
             }
             Driver::SnapshotAccess => self.snapshot_discard(child_of(node, "file")?, offset, bytes).await,
         }

@@ -22,6 +22,7 @@ mod graph;
 mod io;
 mod io_zero;
 mod json_filename;
+mod length;
 mod node;
 mod null;
 pub mod open;

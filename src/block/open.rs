@@ -254,7 +254,7 @@ impl Block {
     ) -> Opened {
         let driver = Driver::Raw(Rc::new(RawDriver::new(window)));
         let (node, file) = self.open_over_as(name, options, file, Role::Filtered, driver).await?;
-        let real = self.node(file.child.get()).length.get();
+        let real = self.length(&self.node(file.child.get()));
         if let Err(reason) = window.check(real) {
             self.driver_refused(node.id).await;
             return Err(reason);

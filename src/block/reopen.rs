@@ -258,7 +258,7 @@ impl Block {
         }
         check_reset(node, &entry.given.own)?;
         if let (Driver::Raw(_), Some(file)) = (&driver, node.primary_child()) {
-            entry.window.check(self.node(file).length.get())?;
+            entry.window.check(self.length(&self.node(file)))?;
         }
         if let Driver::Qcow2(image) = &driver {
             let (block, image, options) = (self.clone(), image.clone(), entry.qcow2.clone());
@@ -428,11 +428,9 @@ impl Block {
         match driver {
             Driver::Raw(raw) => {
                 raw.set_window(entry.window);
-                if let Some(file) = node.primary_child() {
-                    let length = entry.window.length(self.node(file).length.get());
-                    self.set_length(node, length);
-                }
+                self.look_at_length(node);
             }
+            Driver::Blkdebug(_) if !self.quirks.raw_asks_for_length => self.look_at_length(node),
             Driver::Qcow2(image) => image.commit_reopen(entry.qcow2.clone(), entry.next.read_only),
             _ => {}
         }

@@ -36,7 +36,7 @@ impl Block {
             let node = self.node(node);
             let node = &*node;
             self.check_driver(node)?;
-            let length = node.length.get();
+            let length = self.length(node);
             if offset >= length {
                 return Ok(BlockStatus::new(StatusFlags::EOF, 0));
             }
@@ -73,7 +73,7 @@ impl Block {
         } else if supports_backing {
             let zero = match node.backing() {
                 None => true,
-                Some(backing) => want_zero && offset >= self.node(backing).length.get(),
+                Some(backing) => want_zero && offset >= self.length(&self.node(backing)),
             };
             if zero {
                 status.flags |= StatusFlags::ZERO;

@@ -89,7 +89,7 @@ impl Block {
                     let child = node.primary_child().ok_or(NO_RESIZE)?;
                     self.co_truncate(child, below, preallocation).await?;
                     // The node below has whole sectors; with an odd offset that is more than was asked for.
-                    length = raw.window().length(self.node(child).length.get());
+                    length = raw.window().length(self.length(&self.node(child)));
                 }
                 // Filters have no say in it.
                 Driver::Blkdebug(_) | Driver::CopyBeforeWrite(_) => {

@@ -47,7 +47,7 @@ struct Guest {
 pub(super) async fn run(machine: &Rc<Machine>, spec: &Workload, seed: u64) -> Result<WorkloadSummary, RunError> {
     let node_name = spec.workload.to_string();
     let backend = machine.guest(&node_name).await.map_err(RunError::failed)?;
-    let length = backend.node(&machine.block).map_or(0, |node| node.length.get());
+    let length = backend.node(&machine.block).map_or(0, |node| machine.block.length(&node));
     let (first, bytes) = spec.range.map_or((0, length), |range| (range.offset, range.length));
     let align = spec.align.0.max(1);
     let end = first.saturating_add(bytes).min(length);

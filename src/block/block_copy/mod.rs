@@ -129,7 +129,7 @@ impl BlockCopy {
     ) -> Result<BlockCopy, SetupError> {
         let (source_id, target_id) = (source.child.get(), target.child.get());
         let cluster_size = choose_cluster_size(block, target_id, min_cluster_size)?;
-        let length = block.node(source_id).length.get();
+        let length = block.length(&block.node(source_id));
         let copy = {
             let node = block.node(bitmap_node);
             let mut list = node.bitmaps.borrow_mut();

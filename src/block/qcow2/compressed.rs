@@ -65,7 +65,7 @@ impl Qcow2 {
     /// Whoever has written his last compressed cluster says so by an empty write: other writes are easier where the file
     /// has whole sectors.
     async fn end_with_a_sector(&self, block: &Rc<Block>) -> Res<()> {
-        let sectors = block.node(self.file()).length.get();
+        let sectors = block.length(&block.node(self.file()));
         block.co_truncate(self.file(), sectors, Preallocation::Off).await.map_err(|_| Errno::EIO)
     }
 

@@ -44,7 +44,7 @@ impl Qcow2 {
         match mapping.kind {
             ClusterType::Unallocated => {
                 let Some(backing) = self.backing(block) else { return Ok((None, mapping.bytes)) };
-                let length = block.node(backing).length.get();
+                let length = block.length(&block.node(backing));
                 Ok(if at >= length {
                     (None, mapping.bytes)
                 } else {

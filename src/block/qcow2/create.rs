@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Block, Driver, Edge, NodeId, NodeOptions, Parent, Perm, Preallocation, ReqFlags, Role};
+use crate::block::{Block, Driver, NodeId, NodeOptions, Parent, Perm, Preallocation, ReqFlags, Role};
 use crate::store::Content;
 
 use super::Qcow2;
@@ -17,10 +17,12 @@ impl Qcow2 {
     /// Formats the file in `file`. The error is QEMU's text.
     pub async fn create(block: &Rc<Block>, file: NodeId, options: &Qcow2CreateOptions) -> Result<(), String> {
         check_options(options)?;
-        let attached = block.try_permissions(file, Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::ALL);
+        let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+        let attached = block.new_backend(None, file, perm, Perm::ALL);
         block.graph_write_section_for_coroutine().await;
-        attached?;
+        let backend = attached?;
         let written = write_minimal_image(block, file, options).await;
+        block.forget_backend(&backend);
         block.graph_write_section_for_coroutine().await;
         written?;
         // QEMU opens the new image twice: once to grow it, once more only to flush it.
@@ -68,11 +70,11 @@ async fn with_temporary_node(
     work: impl AsyncFnOnce(&Rc<Qcow2>) -> Result<(), String>,
 ) -> Result<(), String> {
     let node = block.new_node(None, NodeOptions::default())?;
+    let attached = block.attach(Parent::Node(node.id), "file", Role::Storage, file, None);
+    let edge = attached.inspect_err(|_| block.remove_node(node.id))?;
     for _ in 0..CHANGES_TO_OPEN {
         block.graph_write_section_for_coroutine().await;
     }
-    // Nothing can come between this node and the file.
-    let edge = Edge::new("file", Parent::Node(node.id), Role::Storage, file);
     let result = match Qcow2::open(block, node.id, &edge, &Qcow2Options::default(), OpenFlags::default()).await {
         Ok(image) => {
             *node.driver.borrow_mut() = Driver::Qcow2(image.clone());
@@ -89,6 +91,7 @@ async fn with_temporary_node(
     for _ in 0..CHANGES_TO_CLOSE {
         block.graph_write_section_for_coroutine().await;
     }
+    block.let_go(&edge);
     block.remove_node(node.id);
     result
 }

@@ -34,7 +34,7 @@ impl Qcow2 {
             file_end = (host + bytes).next_multiple_of(self.geo.cluster_size());
             at += bytes;
         }
-        if file_end > block.node(self.file()).length.get() {
+        if file_end > block.length(&block.node(self.file())) {
             block.co_truncate(self.file(), file_end, Preallocation::Off).await?;
         }
         Ok(())
@@ -51,7 +51,7 @@ impl Qcow2 {
     ) -> Result<(), String> {
         let failed = |what: &str, error: Errno| format!("{what}: {error}");
         let cluster_size = self.geo.cluster_size();
-        let file_size = block.node(self.file()).length.get();
+        let file_size = block.length(&block.node(self.file()));
         // Without an answer all of the file counts as used.
         let last = self.last_cluster(block, file_size).await;
         let end = last.map_or(file_size.next_multiple_of(cluster_size), |last| (last + 1) << self.geo.cluster_bits);

@@ -108,7 +108,7 @@ impl Qcow2 {
     }
 
     fn backing_reaches_beyond(&self, block: &Block, size: u64) -> bool {
-        self.backing(block).is_some_and(|backing| block.node(backing).length.get() > size)
+        self.backing(block).is_some_and(|backing| block.length(&block.node(backing)) > size)
     }
 
     /// Gives up everything behind the new end.
@@ -122,7 +122,7 @@ impl Qcow2 {
         shrunk.map_err(|error| failed("Failed to reduce the number of L2 tables", error))?;
         let dropped = self.shrink_reftable(block).await;
         dropped.map_err(|error| failed("Failed to discard unused refblocks", error))?;
-        let file_size = block.node(self.file()).length.get();
+        let file_size = block.length(&block.node(self.file()));
         let last = self.last_cluster(block, file_size).await;
         let last = last.map_err(|error| failed("Failed to find the last cluster", error))?;
         let end = (last + 1) << self.geo.cluster_bits;

@@ -134,7 +134,7 @@ async fn make_job(
     checked: &Checked,
 ) -> Result<Rc<Job>, String> {
     let block = &jobs.block;
-    if source.length.get() != target.length.get() {
+    if block.length(source) != block.length(target) {
         return Err("Source and target image have different sizes".to_owned());
     }
     if options.min_cluster_size > i64::MAX as u64 {
@@ -209,7 +209,7 @@ async fn make_job_on(
         on_target_error: options.on_target_error,
         max_workers: options.max_workers.clamp(1, i64::from(i32::MAX)) as u32,
         max_chunk,
-        length: source.length.get(),
+        length: block.length(source),
         call: RefCell::default(),
         waits: Cell::new(false),
     }));

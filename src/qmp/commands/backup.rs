@@ -202,7 +202,7 @@ impl Machine {
         };
         if !drive.existing {
             let format = format.as_deref().unwrap_or("raw");
-            self.create_target(filename, format, source.length.get(), backing.as_deref()).await?;
+            self.create_target(filename, format, self.block.length(source), backing.as_deref()).await?;
         }
         let mut open = block.options_for(filename, format.as_deref())?;
         open.common = CommonOptions {

@@ -143,7 +143,7 @@ impl Machine {
         let mut image = json!({
             "filename": self.block.filename(node.id),
             "format": node.driver_name().unwrap_or(""),
-            "virtual-size": node.length.get(),
+            "virtual-size": self.block.length(node),
         });
         if let Some(size) = self.block.allocated_size(node.id) {
             image["actual-size"] = size.into();

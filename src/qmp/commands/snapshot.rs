@@ -163,9 +163,9 @@ impl Machine {
 
     async fn make_overlay(self: &Rc<Self>, file: &str, node: &Node) -> Result<(), QmpError> {
         let backing = (self.block.filename(node.id), node.driver_name().unwrap_or("raw").to_owned());
-        self.block.print(formatting_line(file, "qcow2", node.length.get(), Some(&backing)));
+        self.block.print(formatting_line(file, "qcow2", self.block.length(node), Some(&backing)));
         let options = Qcow2CreateOptions {
-            size: node.length.get(),
+            size: self.block.length(node),
             backing_file: Some(backing.0),
             backing_format: Some(backing.1),
             ..Qcow2CreateOptions::default()

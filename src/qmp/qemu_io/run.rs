@@ -48,7 +48,7 @@ impl Session {
             }
             IoCommand::AioFlush => self.drain().await,
             IoCommand::Length => {
-                let length = self.backend.node(&self.block).map_or(0, |node| node.length.get());
+                let length = self.backend.node(&self.block).map_or(0, |node| self.block.length(&node));
                 self.block.print(format!("{}\n", human(length)));
             }
             IoCommand::Map => self.map().await,
@@ -131,7 +131,7 @@ impl Session {
 
     async fn map(&self) {
         let Some(node) = self.backend.node(&self.block) else { return };
-        let (block, id, length) = (self.block.clone(), node.id, node.length.get());
+        let (block, id, length) = (self.block.clone(), node.id, self.block.length(&node));
         let runs = self.in_coroutine(async move { allocation_runs(&block, id, length).await }).await;
         match runs {
             Err(error) => self.say(format!("Failed to get allocation status: {error}")),
