@@ -186,7 +186,7 @@ fn agrees(run: &RealSide, model: &Side) -> bool {
         (None, RunErrorKind::Deadlock) => matches!(run.side.ending, Ending::Failed { .. }),
         (Some(trouble), RunErrorKind::Deadlock) => matches!(trouble.kind, TroubleKind::Hung { .. }),
         // A model that knows of an assertion in QEMU ends there, too.
-        (Some(trouble), RunErrorKind::Machine) => {
+        (Some(trouble), RunErrorKind::Machine | RunErrorKind::Aborted) => {
             matches!(trouble.kind, TroubleKind::Died(_)) && same_place(&run.side.ending, &model.ending)
         }
         (Some(_), RunErrorKind::Failed) => false,
@@ -263,6 +263,7 @@ mod tests {
         let runs = [died];
         assert_eq!(compare(&runs, &side("a\n")).word(), "broken");
         assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Machine)).word(), "same");
+        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Aborted)).word(), "same");
         assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Failed)).word(), "broken");
     }
 

@@ -35,6 +35,8 @@ pub enum RunErrorKind {
     Deadlock,
     /// The machine is gone, or the scenario does to it what it can't take (no machine was launched).
     Machine,
+    /// An assertion of the simulated QEMU has failed.
+    Aborted,
 }
 
 impl RunError {

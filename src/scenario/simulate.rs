@@ -286,7 +286,8 @@ impl SimBackend {
 
 /// The end of a run in which an assertion of QEMU fails; `program` names qemu-img and what it was to do.
 fn aborted(program: &str, why: &str) -> RunError {
-    RunError::failed(format!("QEMU ended by itself: {program}signal 6 (SIGABRT, as after a failed assertion): {why}"))
+    let message = format!("QEMU ended by itself: {program}signal 6 (SIGABRT, as after a failed assertion): {why}");
+    RunError { kind: RunErrorKind::Aborted, message }
 }
 
 impl Backend for SimBackend {
