@@ -52,6 +52,15 @@ fn a_write_must_not_lie_behind_a_bitmap() {
 }
 
 #[test]
+fn a_node_must_not_change_its_length_unseen() {
+    for compat in [Compat::Qemu72, Compat::Qemu100] {
+        assert_aborts(include_str!("aborts/growing-source.yaml"), compat, "write -P 1 0");
+        assert_aborts(include_str!("aborts/shrunk-below-a-filter.yaml"), compat, "write -P 1 512k");
+        assert_aborts(include_str!("aborts/grown-below-a-bitmap.yaml"), compat, "write -P 1 1M");
+    }
+}
+
+#[test]
 fn a_refcount_block_must_lie_somewhere() {
     for compat in [Compat::Qemu72, Compat::Qemu100] {
         assert_aborts(include_str!("aborts/refblock-of-reserved-bits.yaml"), compat, "block_resize");

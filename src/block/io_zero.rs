@@ -211,7 +211,7 @@ impl Block {
                     Ok(true) => {
                         let child = self.written_child(node, "image", offset + bytes);
                         (self.pass_zeroes(child, offset, bytes, flags).await, false)
-                    },
+                    }
                     other => (other.map(|_| ()), false),
                 }
             }

@@ -12,7 +12,6 @@ use crate::sim::CoMutex;
 use crate::sim::shared::{Cell, RefCell};
 use crate::store::TEST_PREFIX;
 
-use super::{Edge, Qcow2};
 use super::cache::{Cache, CacheKind};
 use super::check::Fix;
 use super::compressed::Threads;
@@ -27,6 +26,7 @@ use super::overlap::Span;
 use super::refcount::Reftable;
 use super::snapshot::{FIXED_BYTES, MAX_SNAPSHOTS, read_snapshots};
 use super::table::{content_prefix, entries_of};
+use super::{Edge, Qcow2};
 
 /// Incompatible features that are known here.
 const KNOWN_INCOMPATIBLE: u64 =

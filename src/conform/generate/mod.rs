@@ -19,6 +19,7 @@ mod guest;
 mod images;
 mod jobs;
 mod jobs_apart;
+mod layers;
 mod model;
 mod persistent;
 mod pick;
@@ -52,11 +53,13 @@ pub enum Family {
     Images,
     /// Changes of the graph beside a backup.
     Changes,
+    /// Jobs and bitmaps at any node of a chain.
+    Layers,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 9] = [
+    pub const ALL: [Family; 10] = [
         Family::Backups,
         Family::Bitmaps,
         Family::Faults,
@@ -66,6 +69,7 @@ impl Family {
         Family::Graph,
         Family::Images,
         Family::Changes,
+        Family::Layers,
     ];
 
     /// What the family is called.
@@ -80,6 +84,7 @@ impl Family {
             Family::Graph => "graph",
             Family::Images => "images",
             Family::Changes => "changes",
+            Family::Layers => "layers",
         }
     }
 }
@@ -127,6 +132,7 @@ pub fn generate(seed: u64, family: Option<Family>) -> Generated {
         (2, Family::Graph),
         (2, Family::Images),
         (1, Family::Changes),
+        (1, Family::Layers),
     ]);
     let family = family.unwrap_or(drawn);
     let name = format!("{family}-{seed}");
@@ -141,6 +147,7 @@ pub fn generate(seed: u64, family: Option<Family>) -> Generated {
         Family::Graph => graph::generate,
         Family::Images => images::generate,
         Family::Changes => changes::generate,
+        Family::Layers => layers::generate,
     };
     let text = write(world, name.clone(), description).text();
     Generated { family, name, text }

@@ -134,7 +134,8 @@ impl Machine {
         if add.name.len() > 1023 {
             return Err(format!("Bitmap name too long: {}", add.name).into());
         }
-        let id = list.create(self.block.length(&node), granularity, Some(&add.name)).map_err(|fault| fault.to_string())?;
+        let id =
+            list.create(self.block.length(&node), granularity, Some(&add.name)).map_err(|fault| fault.to_string())?;
         if let Some(bitmap) = list.get_mut(id) {
             bitmap.disabled = add.disabled;
             bitmap.persistent = add.persistent;

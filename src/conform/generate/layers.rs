@@ -1,0 +1,243 @@
+//! The family `layers`: a chain of named nodes, with jobs, filters, bitmaps, guests and resizes at any of them.
+//!
+//! Most of it is not what anybody does to a disk, which is why it is worth asking. Each job has one worker: the order in
+//! which more of them allocate is not the same twice.
+
+use super::disks::{file, path};
+use super::pick::size_value;
+use super::world::{Level, World};
+use super::yaml::{Args, Script, Step, args};
+
+/// What qemu-img makes of an allocated image of these sizes: two of the disk, two of the file.
+const SIZES: [(u64, u64); 2] = [(256 << 10, 589_824), (1 << 20, 1_376_256)];
+/// The file of an image without clusters, in whole sectors.
+const EMPTY: u64 = 197_120;
+
+/// A node of the chain and its length, bytes.
+#[derive(Clone)]
+struct Layer {
+    node: String,
+    bytes: u64,
+}
+
+struct Chain {
+    layers: Vec<Layer>,
+    /// Bitmaps by node and name.
+    bitmaps: Vec<(String, String)>,
+    /// Jobs that go on until somebody ends them.
+    jobs: Vec<String>,
+    filters: Vec<String>,
+    /// Targets that are images, with their format.
+    targets: Vec<(String, &'static str)>,
+}
+
+/// Writes a scenario of the family.
+pub(super) fn generate(mut world: World, name: String, description: String) -> Script {
+    let mut chain = build(&mut world);
+    let rounds = match world.level {
+        Level::Easy => world.rng.between(4, 6),
+        Level::Medium => world.rng.between(6, 10),
+        Level::Hard => world.rng.between(10, 16),
+    };
+    guest(&mut world, &chain, true);
+    for _ in 0..rounds {
+        round(&mut world, &mut chain);
+    }
+    nodes(&mut world);
+    for job in std::mem::take(&mut chain.jobs) {
+        world.execute("block-job-cancel", args().set("device", job));
+    }
+    guest(&mut world, &chain, true);
+    nodes(&mut world);
+    world.vm("shutdown");
+    for (image, format) in &chain.targets {
+        world.step(Step::new("qemu-img", vec!["compare", "-f", format, &path(image), &path("disk")]));
+    }
+    world.script(name, description)
+}
+
+/// An image with every node by name: the file, perhaps something above it, the image, perhaps something above that.
+fn build(world: &mut World) -> Chain {
+    let (size, allocated) = world.pick(&SIZES);
+    let is_raw = world.one_in(3);
+    // One that grows ends the machine, once the file has a bitmap or a job (docs/findings.md).
+    let grows = !is_raw && world.one_in(6);
+    let bytes = match (is_raw, grows) {
+        (true, _) => size,
+        (false, true) => EMPTY,
+        (false, false) => allocated,
+    };
+    let disk = Step::new("image", "disk").with_if(is_raw, "format", "raw").with("size", size_value(size));
+    let options = args().set("preallocation", "full");
+    world.step(disk.with_if(!is_raw && !grows, "options", options));
+    world.vm("launch");
+    let mut chain =
+        Chain { layers: Vec::new(), bitmaps: Vec::new(), jobs: Vec::new(), filters: Vec::new(), targets: Vec::new() };
+    let mut top = chain.add(world, "file", bytes, args().set("driver", "file").set("filename", path("disk")));
+    if world.one_in(3) {
+        top = between(world, &mut chain, &top, bytes);
+    }
+    let format = if is_raw { "raw" } else { "qcow2" };
+    top = chain.add(world, "disk", size, args().set("driver", format).set("file", top));
+    if world.one_in(3) {
+        between(world, &mut chain, &top, size);
+    }
+    chain
+}
+
+/// A node that passes on what it is asked for.
+fn between(world: &mut World, chain: &mut Chain, below: &str, bytes: u64) -> String {
+    let node = format!("over-{below}");
+    let driver = world.pick(&["raw", "blkdebug", "copy-before-write"]);
+    let options = args().set("driver", driver);
+    let options = match driver {
+        "blkdebug" => options.set("image", below),
+        "raw" => options.set("file", below),
+        _ => {
+            let target = format!("{below}-old");
+            world.add_null(&target, bytes);
+            chain.filters.push(node.clone());
+            options.set("file", below).set("target", target)
+        }
+    };
+    chain.add(world, &node, bytes, options)
+}
+
+impl Chain {
+    fn add(&mut self, world: &mut World, node: &str, bytes: u64, options: Args) -> String {
+        let discard = world.maybe(2, "unmap");
+        world.execute("blockdev-add", options.set("node-name", node).maybe("discard", discard));
+        self.layers.push(Layer { node: node.to_owned(), bytes });
+        node.to_owned()
+    }
+
+    fn any(&self, world: &mut World) -> Layer {
+        world.pick(&self.layers)
+    }
+
+    /// A bitmap that was added, or one that was not.
+    fn any_bitmap(&self, world: &mut World) -> (String, String) {
+        match self.bitmaps.is_empty() {
+            true => (self.any(world).node, "nothing".to_owned()),
+            false => world.pick(&self.bitmaps),
+        }
+    }
+}
+
+fn round(world: &mut World, chain: &mut Chain) {
+    match world.rng.below(16) {
+        0..=3 => backup(world, chain),
+        4 | 5 => add_bitmap(world, chain),
+        6..=9 => {
+            let at_top = !world.one_in(4);
+            guest(world, chain, at_top);
+        }
+        10 => nodes(world),
+        11 | 12 => change_bitmap(world, chain),
+        13 => {
+            let layer = chain.any(world);
+            let size = world.pick(&[layer.bytes + 65536, layer.bytes * 2, layer.bytes / 2]);
+            world.execute("block_resize", args().set("node-name", layer.node).set("size", size));
+        }
+        14 => look_back(world, chain),
+        _ => match chain.jobs.pop() {
+            Some(job) => world.execute("block-job-cancel", args().set("device", job)),
+            None => {
+                let node = chain.any(world).node;
+                world.execute("blockdev-del", args().set("node-name", node));
+            }
+        },
+    }
+}
+
+/// A backup of any node, which goes on or is waited for.
+fn backup(world: &mut World, chain: &mut Chain) {
+    let layer = chain.any(world);
+    let target = world.new_target();
+    match world.pick(&["null", "raw", "qcow2"]) {
+        "null" => world.add_null(&target, layer.bytes),
+        format => {
+            let image = Step::new("image", &target).with("format", format).with("size", layer.bytes);
+            world.step(image);
+            let options = args().set("node-name", &target).set("driver", format).set("file", file(&target));
+            world.execute("blockdev-add", options);
+            chain.targets.push((target.clone(), format));
+        }
+    }
+    let job = world.new_job();
+    let of_node: Vec<String> =
+        chain.bitmaps.iter().filter(|(node, _)| *node == layer.node).map(|(_, name)| name.clone()).collect();
+    let sync = match world.pick(&["none", "none", "full", "incremental"]) {
+        "incremental" if of_node.is_empty() => "full",
+        sync => sync,
+    };
+    let bitmap = (sync == "incremental").then(|| world.pick(&of_node));
+    let filter = world.coin().then(|| format!("filter-{job}"));
+    let arguments = args().set("job-id", &job).set("device", layer.node).set("target", target).set("sync", sync);
+    let arguments = arguments.maybe("bitmap", bitmap).maybe("filter-node-name", filter.clone());
+    world.execute("blockdev-backup", arguments.set("x-perf", args().set("max-workers", 1_u64)));
+    if sync == "none" {
+        chain.filters.extend(filter);
+        chain.jobs.push(job);
+    } else {
+        world.sleep(200);
+    }
+}
+
+fn add_bitmap(world: &mut World, chain: &mut Chain) {
+    let (node, name) = (chain.any(world).node, format!("bitmap{}", chain.bitmaps.len()));
+    let granularity = world.maybe(2, 4096_u64);
+    let arguments = args().set("node", &node).set("name", &name).maybe("granularity", granularity);
+    world.execute("block-dirty-bitmap-add", arguments);
+    chain.bitmaps.push((node, name));
+}
+
+fn change_bitmap(world: &mut World, chain: &Chain) {
+    let ((node, name), (other, source)) = (chain.any_bitmap(world), chain.any_bitmap(world));
+    let command = world.pick(&["clear", "disable", "remove", "merge", "merge"]);
+    let arguments = args().set("node", node);
+    let arguments = match command {
+        "merge" => arguments.set("target", name).set("bitmaps", vec![args().set("node", other).set("name", source)]),
+        _ => arguments.set("name", name),
+    };
+    world.execute(&format!("block-dirty-bitmap-{command}"), arguments);
+}
+
+/// A guest at the top, or somewhere on the way down, where it may not write.
+fn guest(world: &mut World, chain: &Chain, at_top: bool) {
+    let layer = match chain.layers.last() {
+        Some(top) if at_top => top.clone(),
+        _ => chain.any(world),
+    };
+    let count = world.rng.between(1, 3);
+    let mut commands: Vec<String> = Vec::new();
+    for _ in 0..count {
+        let (offset, bytes) = world.place(layer.bytes);
+        let (place, pattern) = (format!("{} {}", world.number(offset), world.number(bytes)), world.pattern());
+        commands.push(match world.rng.below(8) {
+            0..=3 => format!("write -P {pattern} {place}"),
+            4 => format!("write -z {place}"),
+            5 => format!("write -z -u {place}"),
+            6 => format!("discard {place}"),
+            _ => format!("read {place}"),
+        });
+    }
+    world.step(Step::new("qemu-io", layer.node).with("commands", commands).with("output", true));
+}
+
+/// Reads what a filter keeps.
+fn look_back(world: &mut World, chain: &Chain) {
+    if chain.filters.is_empty() {
+        return nodes(world);
+    }
+    let filter = world.pick(&chain.filters);
+    let options = args().set("node-name", "snapshot").set("driver", "snapshot-access").set("file", filter);
+    world.execute("blockdev-add", options);
+    let look = Step::new("qemu-io", "snapshot").with("commands", vec!["read 0 128k", "length"]);
+    world.step(look.with("output", true));
+    world.execute("blockdev-del", args().set("node-name", "snapshot"));
+}
+
+fn nodes(world: &mut World) {
+    world.execute("query-named-block-nodes", args().set("flat", true));
+}
