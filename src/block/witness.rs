@@ -87,7 +87,8 @@ impl Block {
     pub fn place_of(&self, id: NodeId) -> DiskPlace {
         let root = self.node(self.skip_filters(id));
         let file = self.host_file(root.id);
-        let mut place = DiskPlace { file, is_image: root.qcow2().is_some(), below: Vec::new() };
+        let (is_image, is_part) = (root.qcow2().is_some(), self.is_part(&root));
+        let mut place = DiskPlace { file, is_image, is_part, below: Vec::new() };
         let mut above = root;
         while let Some(image) = self.image_within(&above) {
             let Some(backing) = image.backing() else { break };
@@ -100,6 +101,13 @@ impl Block {
             above = layer;
         }
         place
+    }
+
+    /// Whether a node shows a part only of what is below it.
+    fn is_part(&self, node: &Node) -> bool {
+        let is_window = matches!(&*node.driver.borrow(), Driver::Raw(raw) if raw.is_window());
+        let below = || node.primary_child().and_then(|child| self.try_node(child));
+        is_window || (node.qcow2().is_none() && below().is_some_and(|below| self.is_part(&below)))
     }
 
     /// The image that a node is or shows.

@@ -45,6 +45,8 @@ pub struct DiskPlace {
     pub file: Option<Rc<str>>,
     /// It is an image with tables of its own in that file.
     pub is_image: bool,
+    /// It shows a part of the file only.
+    pub is_part: bool,
     /// The backing files that show where it has nothing itself, the nearest first.
     pub below: Vec<Layer>,
 }

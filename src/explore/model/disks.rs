@@ -125,6 +125,16 @@ impl Disks {
         !self.open.values().any(|request| &*request.disk == disk && request.changes())
     }
 
+    /// The name by which the disk at `place` is known: that of the one disk of guests which has the same bytes, if it is not
+    /// their disk itself.
+    pub fn known_as(&self, disk: &Rc<str>, place: &DiskPlace) -> Rc<str> {
+        let mut others = self.places.alike(place).filter(|other| self.is_written(other));
+        match (others.next(), others.next()) {
+            (Some(other), None) if !self.is_written(disk) => other.clone(),
+            _ => disk.clone(),
+        }
+    }
+
     /// Requests that may change `disk` and are under way.
     pub fn changing<'a>(&'a self, disk: &'a str) -> impl Iterator<Item = &'a Request> {
         self.open.values().filter(move |request| &*request.disk == disk && request.changes())

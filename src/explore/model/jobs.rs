@@ -35,6 +35,8 @@ pub struct Settled {
 pub struct BackupRecord {
     /// What it was asked to do.
     pub created: Rc<BackupCreated>,
+    /// The disk that it copies, by the name that guests know it by.
+    pub disk: Rc<str>,
     /// The disk at its point in time.
     pub point: Image,
     /// The sync bitmap at its start.

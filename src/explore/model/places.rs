@@ -43,6 +43,8 @@ pub struct Places {
     nowhere: BTreeSet<Rc<str>>,
     /// Disks that are images with tables of their own.
     with_tables: BTreeSet<Rc<str>>,
+    /// Disks that are parts of their files.
+    parts: BTreeSet<Rc<str>>,
     /// Files that guests have written as they are.
     written_files: BTreeSet<Rc<str>>,
     /// Files that others than guests have put something into.
@@ -58,6 +60,9 @@ impl Places {
         };
         if place.is_image {
             self.with_tables.insert(disk.clone());
+        }
+        if place.is_part {
+            self.parts.insert(disk.clone());
         }
         let before = self.below.get(disk).map_or(&[][..], |below| below);
         let stays = before.iter().eq(place.below.iter().map(|layer| &layer.file));
@@ -106,6 +111,13 @@ impl Places {
     fn disks_over<'a>(&'a self, file: &'a Rc<str>) -> impl Iterator<Item = &'a Rc<str>> {
         let is_over = move |below: &[Option<Rc<str>>]| below.iter().flatten().any(|below| below == file);
         self.below.iter().filter(move |(_, below)| is_over(below)).map(|(disk, _)| disk)
+    }
+
+    /// Disks that have the same bytes as one at this place: all that is in the file, as it is.
+    pub fn alike<'a>(&'a self, place: &'a DiskPlace) -> impl Iterator<Item = &'a Rc<str>> {
+        let file = place.file.as_deref().filter(|_| !place.is_image && !place.is_part);
+        let is_whole = |disk: &&Rc<str>| !self.with_tables.contains(*disk) && !self.parts.contains(*disk);
+        file.into_iter().flat_map(|file| self.disks_in(file)).filter(is_whole)
     }
 
     /// Disks that show what is in a file, as it is or through it.
@@ -165,7 +177,20 @@ mod tests {
     }
 
     fn place(file: &str, below: &[Layer]) -> DiskPlace {
-        DiskPlace { file: Some(file.into()), is_image: true, below: below.to_vec() }
+        DiskPlace { file: Some(file.into()), is_image: true, is_part: false, below: below.to_vec() }
+    }
+
+    #[test]
+    fn nodes_above_a_file_have_its_bytes_unless_they_are_images_or_parts() {
+        let mut places = Places::default();
+        let file = || DiskPlace { file: Some("a".into()), ..DiskPlace::default() };
+        places.see(&"image".into(), &place("a", &[]));
+        places.see(&"part".into(), &DiskPlace { is_part: true, ..file() });
+        assert_eq!(places.alike(&file()).count(), 0);
+        places.see(&"whole".into(), &file());
+        assert_eq!(places.alike(&file()).collect::<Vec<_>>(), [&Rc::from("whole")]);
+        assert_eq!(places.alike(&place("a", &[])).count(), 0, "an image is another disk");
+        assert_eq!(places.alike(&DiskPlace { is_part: true, ..file() }).count(), 0);
     }
 
     #[test]

@@ -322,6 +322,7 @@ impl Watch {
     fn backup_created(&mut self, created: &Rc<BackupCreated>, now: Nanos) {
         self.conduct.push(Conduct::new(created.clone(), now));
         self.disks.lies_at(&created.source, &created.place);
+        let disk = self.disks.known_as(&created.source, &created.place);
         self.disks.forget(&created.target);
         created.target_file.iter().for_each(|file| self.disks.filled_from_outside(file));
         for earlier in self.jobs.iter_mut().filter(|job| job.created.target == created.target) {
@@ -335,10 +336,11 @@ impl Watch {
         });
         self.jobs.push(BackupRecord {
             created: created.clone(),
-            point: self.point_in_time(created),
+            point: self.point_in_time(created, &disk),
+            disk: disk.clone(),
             base,
             recording: dump.is_some_and(|dump| dump.recording),
-            written: self.disks.written(&created.source),
+            written: self.disks.written(&disk),
             since: Bounds::none(),
             copied: Ranges::all(false),
             settled: None,
@@ -353,9 +355,9 @@ impl Watch {
     }
 
     /// What the job is to copy: the disk as it is, or what a snapshot shows of it.
-    fn point_in_time(&self, created: &BackupCreated) -> Image {
+    fn point_in_time(&self, created: &BackupCreated, disk: &str) -> Image {
         match &created.snapshot {
-            None => self.disks.image(&created.source),
+            None => self.disks.image(disk),
             Some(filter) => self.snapshots.image(filter).cloned().unwrap_or_else(|| Image::all(None)),
         }
     }
@@ -363,7 +365,7 @@ impl Watch {
     fn backup_settled(&mut self, id: &str, success: bool, bitmap: &Option<Rc<BitmapDump>>) {
         let Some(job) = live(&mut self.jobs, id) else { return };
         let (since, copied) = (job.since.clone(), job.copied.clone());
-        let open = self.disks.open_changes(&job.created.source);
+        let open = self.disks.open_changes(&job.disk);
         let failed = Ranges::all(false);
         job.settled = Some(Settled { success, dump: bitmap.clone(), since, copied, open, failed });
         if let Some(dump) = bitmap {
