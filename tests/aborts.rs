@@ -61,6 +61,13 @@ fn a_node_must_not_change_its_length_unseen() {
 }
 
 #[test]
+fn a_node_without_a_driver_must_not_be_reopened() {
+    for compat in [Compat::Qemu72, Compat::Qemu100] {
+        assert_aborts(include_str!("aborts/reopened-without-a-driver.yaml"), compat, "file: below}]}}");
+    }
+}
+
+#[test]
 fn a_refcount_block_must_lie_somewhere() {
     for compat in [Compat::Qemu72, Compat::Qemu100] {
         assert_aborts(include_str!("aborts/refblock-of-reserved-bits.yaml"), compat, "block_resize");

@@ -85,6 +85,17 @@ enum Change {
     Removed(Rc<Edge>),
 }
 
+impl Change {
+    /// The node that has lost a parent by it.
+    fn left(&self) -> Option<NodeId> {
+        match self {
+            Change::Moved { from, .. } => Some(*from),
+            Change::Removed(edge) => Some(edge.child.get()),
+            Change::Added(_) => None,
+        }
+    }
+}
+
 type Checked = Result<(), String>;
 
 impl Block {
@@ -128,15 +139,20 @@ impl Block {
         }
         let mut changes = Vec::new();
         let mut result = Ok(());
+        // Whose permissions may be others now: each node's, and then those of what it has left.
+        let mut roots = Vec::new();
         for entry in &queue {
+            let known = changes.len();
             result = self.prepare_reopen(entry, &mut changes).await;
             if result.is_err() {
                 break;
             }
+            roots.push(entry.node.id);
+            roots.extend(changes[known..].iter().filter_map(Change::left));
         }
         let before: Vec<NodeOptions> = queue.iter().map(|entry| entry.node.options.borrow().clone()).collect();
         if result.is_ok() {
-            result = self.refresh_reopened(&queue);
+            result = self.refresh_reopened(&queue, roots);
         }
         if let Err(reason) = result {
             self.undo(changes, &queue, before);
@@ -144,12 +160,8 @@ impl Block {
         }
         // What nodes stand on comes before them.
         queue.iter().rev().for_each(|entry| self.commit_reopen(entry));
-        for change in changes {
-            if let Change::Moved { from: old, .. } = change {
-                self.unref(old).await;
-            } else if let Change::Removed(edge) = change {
-                self.unref(edge.child.get()).await;
-            }
+        for left in changes.iter().filter_map(Change::left) {
+            self.unref(left).await;
         }
         for entry in queue.iter().rev().filter(|entry| !entry.next.read_only) {
             let driver = entry.node.driver.borrow().clone();
@@ -252,7 +264,11 @@ impl Block {
         let node = &entry.node;
         entry.next.check_detect_zeroes()?;
         let driver = node.driver.borrow().clone();
-        if matches!(driver, Driver::CopyBeforeWrite(_) | Driver::SnapshotAccess | Driver::None) {
+        if matches!(driver, Driver::None) {
+            self.abort("a node that corruption has left without a driver is reopened");
+            return Err(String::new());
+        }
+        if matches!(driver, Driver::CopyBeforeWrite(_) | Driver::SnapshotAccess) {
             let (driver, name) = (node.driver_name().unwrap_or(""), &node.name);
             return Err(format!("Block format '{driver}' used by node '{name}' does not support reopening files"));
         }
@@ -309,9 +325,6 @@ impl Block {
                         format!("'{}' is a {driver} filter node that does not support a file child", node.name)
                     }
                 });
-            }
-            (Some(_), _) if name == "file" && node.qcow2().is_some() => {
-                return Err(format!("not modelled: another 'file' child of '{}' by blockdev-reopen", node.name));
             }
             (Some(edge), Some(wanted)) => {
                 self.graph_write_section().await;
@@ -382,13 +395,12 @@ impl Block {
     }
 
     /// Sets the options and asks whether everybody can live with them.
-    fn refresh_reopened(&self, queue: &[Entry]) -> Checked {
+    fn refresh_reopened(&self, queue: &[Entry], mut roots: Vec<NodeId>) -> Checked {
         for entry in queue {
             let was_writable = !entry.node.is_read_only();
             *entry.node.options.borrow_mut() = entry.next.clone();
             entry.node.was_writable.set(was_writable);
         }
-        let mut roots: Vec<NodeId> = queue.iter().map(|entry| entry.node.id).collect();
         if self.quirks.reopen_refreshes_last_first {
             roots.reverse();
         }

@@ -165,7 +165,7 @@ impl Block {
             filter: self.node(filter).name.clone(),
             source: self.node(self.skip_filters(source)).name.clone(),
             place: self.place_of(source),
-            target_file: self.host_file(target),
+            target: self.place_of(target),
             whole,
             kept: self.keeps_data(source) && self.keeps_data(target),
         });

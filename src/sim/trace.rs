@@ -77,8 +77,8 @@ pub struct BackupCreated {
     pub read_at: Rc<str>,
     /// Where to.
     pub target: Rc<str>,
-    /// The host's file that the target lies in.
-    pub target_file: Option<Rc<str>>,
+    /// Where the target's bytes lie.
+    pub target_place: DiskPlace,
     /// `full`, `top`, `none`, `incremental`, `bitmap`.
     pub sync: &'static str,
     /// `on-success`, `never`, `always`.
@@ -209,8 +209,8 @@ pub enum TraceEvent {
         source: Rc<str>,
         /// Where its bytes lie.
         place: DiskPlace,
-        /// The host's file that old content is copied to.
-        target_file: Option<Rc<str>>,
+        /// Where the bytes lie of what old content is copied to.
+        target: DiskPlace,
         /// It keeps all of it, not only what a bitmap says.
         whole: bool,
         /// What is written to the disk and to where its old content goes can be read back.

@@ -18,6 +18,7 @@ const EMPTY: u64 = 197_120;
 struct Layer {
     node: String,
     bytes: u64,
+    driver: &'static str,
 }
 
 struct Chain {
@@ -73,12 +74,12 @@ fn build(world: &mut World) -> Chain {
     world.vm("launch");
     let mut chain =
         Chain { layers: Vec::new(), bitmaps: Vec::new(), jobs: Vec::new(), filters: Vec::new(), targets: Vec::new() };
-    let mut top = chain.add(world, "file", bytes, args().set("driver", "file").set("filename", path("disk")));
+    let mut top = chain.add(world, ("file", bytes), "file", args().set("filename", path("disk")));
     if world.one_in(3) {
         top = between(world, &mut chain, &top, bytes);
     }
     let format = if is_raw { "raw" } else { "qcow2" };
-    top = chain.add(world, "disk", size, args().set("driver", format).set("file", top));
+    top = chain.add(world, ("disk", size), format, args().set("file", top));
     if world.one_in(3) {
         between(world, &mut chain, &top, size);
     }
@@ -89,25 +90,25 @@ fn build(world: &mut World) -> Chain {
 fn between(world: &mut World, chain: &mut Chain, below: &str, bytes: u64) -> String {
     let node = format!("over-{below}");
     let driver = world.pick(&["raw", "blkdebug", "copy-before-write"]);
-    let options = args().set("driver", driver);
     let options = match driver {
-        "blkdebug" => options.set("image", below),
-        "raw" => options.set("file", below),
+        "blkdebug" => args().set("image", below),
+        "raw" => args().set("file", below),
         _ => {
             let target = format!("{below}-old");
             world.add_null(&target, bytes);
             chain.filters.push(node.clone());
-            options.set("file", below).set("target", target)
+            args().set("file", below).set("target", target)
         }
     };
-    chain.add(world, &node, bytes, options)
+    chain.add(world, (&node, bytes), driver, options)
 }
 
 impl Chain {
-    fn add(&mut self, world: &mut World, node: &str, bytes: u64, options: Args) -> String {
+    fn add(&mut self, world: &mut World, (node, bytes): (&str, u64), driver: &'static str, options: Args) -> String {
         let discard = world.maybe(2, "unmap");
-        world.execute("blockdev-add", options.set("node-name", node).maybe("discard", discard));
-        self.layers.push(Layer { node: node.to_owned(), bytes });
+        let options = options.set("driver", driver).set("node-name", node);
+        world.execute("blockdev-add", options.maybe("discard", discard));
+        self.layers.push(Layer { node: node.to_owned(), bytes, driver });
         node.to_owned()
     }
 
@@ -125,7 +126,7 @@ impl Chain {
 }
 
 fn round(world: &mut World, chain: &mut Chain) {
-    match world.rng.below(16) {
+    match world.rng.below(18) {
         0..=3 => backup(world, chain),
         4 | 5 => add_bitmap(world, chain),
         6..=9 => {
@@ -140,6 +141,7 @@ fn round(world: &mut World, chain: &mut Chain) {
             world.execute("block_resize", args().set("node-name", layer.node).set("size", size));
         }
         14 => look_back(world, chain),
+        15 | 16 => reopen(world, chain),
         _ => match chain.jobs.pop() {
             Some(job) => world.execute("block-job-cancel", args().set("device", job)),
             None => {
@@ -148,6 +150,20 @@ fn round(world: &mut World, chain: &mut Chain) {
             }
         },
     }
+}
+
+/// A node over another one of the chain than before, or over a filter of a job: one comes between, or goes.
+fn reopen(world: &mut World, chain: &Chain) {
+    let layer = chain.any(world);
+    let mut below: Vec<String> = chain.layers.iter().map(|layer| layer.node.clone()).collect();
+    below.extend(chain.filters.iter().cloned());
+    let options = args().set("driver", layer.driver).set("node-name", layer.node);
+    let options = match layer.driver {
+        "file" => options.set("filename", path("disk")),
+        "blkdebug" => options.set("image", world.pick(&below)),
+        _ => options.set("file", world.pick(&below)),
+    };
+    world.execute("blockdev-reopen", args().set("options", vec![options]));
 }
 
 /// A backup of any node, which goes on or is waited for.

@@ -326,7 +326,7 @@ mod tests {
         let created = BackupCreated {
             read_at: "disk".into(),
             place: DiskPlace::default(),
-            target_file: None,
+            target_place: DiskPlace::default(),
             job: "job0".into(),
             source: "disk".into(),
             target: "target".into(),

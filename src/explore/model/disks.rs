@@ -229,6 +229,15 @@ impl Disks {
         self.places.fill(file);
     }
 
+    /// Somebody copies to the disk at `place`, from now on.
+    pub fn is_target(&mut self, place: &DiskPlace) {
+        let Some(file) = &place.file else { return };
+        self.filled_from_outside(file);
+        if !place.is_image {
+            self.places.copy_to(file);
+        }
+    }
+
     /// A file is new, and nothing in it.
     pub fn is_new(&mut self, file: &Rc<str>) {
         self.changes_from_outside(file);

@@ -45,7 +45,7 @@ pub struct Places {
     with_tables: BTreeSet<Rc<str>>,
     /// Disks that are parts of their files.
     parts: BTreeSet<Rc<str>>,
-    /// Files that guests have written as they are.
+    /// Files that guests have written as they are, or that were copied to.
     written_files: BTreeSet<Rc<str>>,
     /// Files that others than guests have put something into.
     foreign_files: BTreeSet<Rc<str>>,
@@ -151,12 +151,17 @@ impl Places {
         self.foreign_files.insert(file.clone());
     }
 
+    /// A file is written as it is from now on: an image in it is a copy of another one, as that was at some moment.
+    pub fn copy_to(&mut self, file: &Rc<str>) {
+        self.written_files.insert(file.clone());
+    }
+
     /// A file is new, and nothing in it.
     pub fn empty(&mut self, file: &str) {
         self.foreign_files.remove(file);
     }
 
-    /// Whether a guest has written a file as it is: an image in it is what he has made it.
+    /// Whether somebody has written a file as it is: an image in it is what he has made it.
     pub fn is_tampered_file(&self, file: &str) -> bool {
         self.written_files.contains(file)
     }

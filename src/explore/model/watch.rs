@@ -168,10 +168,10 @@ impl Watch {
             TraceEvent::FileCreated { file } | TraceEvent::FileFormatted { file } => self.disks.is_new(file),
             TraceEvent::FileResized { file, outside: true, .. } => self.disks.changes_from_outside(file),
             TraceEvent::FileResized { file, size, outside: false } => self.disks.cut_file(file, *size),
-            TraceEvent::SnapshotOpened { filter, source, place, target_file, whole, kept } => {
+            TraceEvent::SnapshotOpened { filter, source, place, target, whole, kept } => {
                 self.all_whole &= whole;
                 self.disks.lies_at(source, place);
-                target_file.iter().for_each(|file| self.disks.filled_from_outside(file));
+                self.disks.is_target(target);
                 self.snapshot_opens(filter, source, *kept);
             }
             TraceEvent::SnapshotRead { filter, offset, content } => {
@@ -324,7 +324,7 @@ impl Watch {
         self.disks.lies_at(&created.source, &created.place);
         let disk = self.disks.known_as(&created.source, &created.place);
         self.disks.forget(&created.target);
-        created.target_file.iter().for_each(|file| self.disks.filled_from_outside(file));
+        self.disks.is_target(&created.target_place);
         for earlier in self.jobs.iter_mut().filter(|job| job.created.target == created.target) {
             earlier.overwritten = true;
         }

@@ -228,7 +228,7 @@ fn announce(job: &Job, target: &Node, options: &BackupOptions) {
             place: block.place_of(backup.source),
             read_at: block.node(backup.source).name.clone(),
             target: target.name.clone(),
-            target_file: block.host_file(target.id),
+            target_place: block.place_of(target.id),
             sync: options.sync.name(),
             mode: backup.bitmap_mode.name(),
             bitmap: backup.bitmap.and_then(|id| block.dump_bitmap(backup.source, id)),
