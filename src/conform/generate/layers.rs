@@ -5,7 +5,7 @@
 
 use super::disks::{file, path};
 use super::pick::size_value;
-use super::world::{Level, World};
+use super::world::{Level, World, action, transaction};
 use super::yaml::{Args, Script, Step, args};
 
 /// What qemu-img makes of an allocated image of these sizes: two of the disk, two of the file.
@@ -21,6 +21,7 @@ struct Layer {
     driver: &'static str,
 }
 
+#[derive(Default)]
 struct Chain {
     layers: Vec<Layer>,
     /// Bitmaps by node and name.
@@ -28,6 +29,8 @@ struct Chain {
     /// Jobs that go on until somebody ends them.
     jobs: Vec<String>,
     filters: Vec<String>,
+    /// The last backup ends by itself.
+    ends_soon: bool,
     /// Targets that are images, with their format.
     targets: Vec<(String, &'static str)>,
 }
@@ -72,8 +75,7 @@ fn build(world: &mut World) -> Chain {
     let options = args().set("preallocation", "full");
     world.step(disk.with_if(!is_raw && !grows, "options", options));
     world.vm("launch");
-    let mut chain =
-        Chain { layers: Vec::new(), bitmaps: Vec::new(), jobs: Vec::new(), filters: Vec::new(), targets: Vec::new() };
+    let mut chain = Chain::default();
     let mut top = chain.add(world, ("file", bytes), "file", args().set("filename", path("disk")));
     if world.one_in(3) {
         top = between(world, &mut chain, &top, bytes);
@@ -127,7 +129,21 @@ impl Chain {
 
 fn round(world: &mut World, chain: &mut Chain) {
     match world.rng.below(18) {
-        0..=3 => backup(world, chain),
+        0..=2 => {
+            let arguments = backup(world, chain);
+            world.execute("blockdev-backup", arguments);
+            if chain.ends_soon {
+                world.sleep(200);
+            }
+        }
+        3 => {
+            // Together or not at all.
+            let actions = vec![backup(world, chain), backup(world, chain)];
+            let mode = world.maybe(3, "grouped");
+            let actions = actions.into_iter().map(|data| action("blockdev-backup", data)).collect();
+            world.step(transaction(mode, actions));
+            world.sleep(200);
+        }
         4 | 5 => add_bitmap(world, chain),
         6..=9 => {
             let at_top = !world.one_in(4);
@@ -166,8 +182,8 @@ fn reopen(world: &mut World, chain: &Chain) {
     world.execute("blockdev-reopen", args().set("options", vec![options]));
 }
 
-/// A backup of any node, which goes on or is waited for.
-fn backup(world: &mut World, chain: &mut Chain) {
+/// The arguments of a backup of any node, which goes on or ends soon.
+fn backup(world: &mut World, chain: &mut Chain) -> Args {
     let layer = chain.any(world);
     let target = world.new_target();
     match world.pick(&["null", "raw", "qcow2"]) {
@@ -191,19 +207,20 @@ fn backup(world: &mut World, chain: &mut Chain) {
     let filter = world.coin().then(|| format!("filter-{job}"));
     let arguments = args().set("job-id", &job).set("device", layer.node).set("target", target).set("sync", sync);
     let arguments = arguments.maybe("bitmap", bitmap).maybe("filter-node-name", filter.clone());
-    world.execute("blockdev-backup", arguments.set("x-perf", args().set("max-workers", 1_u64)));
-    if sync == "none" {
+    chain.ends_soon = sync != "none";
+    if !chain.ends_soon {
         chain.filters.extend(filter);
         chain.jobs.push(job);
-    } else {
-        world.sleep(200);
     }
+    arguments.set("x-perf", args().set("max-workers", 1_u64))
 }
 
 fn add_bitmap(world: &mut World, chain: &mut Chain) {
     let (node, name) = (chain.any(world).node, format!("bitmap{}", chain.bitmaps.len()));
     let granularity = world.maybe(2, 4096_u64);
+    let persistent = world.maybe(3, true);
     let arguments = args().set("node", &node).set("name", &name).maybe("granularity", granularity);
+    let arguments = arguments.maybe("persistent", persistent);
     world.execute("block-dirty-bitmap-add", arguments);
     chain.bitmaps.push((node, name));
 }
