@@ -179,7 +179,7 @@ pub struct OpenOptions {
     pub own: Map<String, Value>,
 }
 
-/// What an inline child takes from its parent.
+/// What a node takes from another one where it is not told otherwise.
 #[derive(Clone, Copy)]
 pub(super) enum Inherit<'a> {
     /// It stands alone.
@@ -188,6 +188,8 @@ pub(super) enum Inherit<'a> {
     Child(&'a NodeOptions),
     /// It is the backing file of a node with these options.
     Backing(&'a NodeOptions),
+    /// It takes the place of a node with these options, of which it has those that QEMU keeps as flags.
+    Flags(&'a NodeOptions),
 }
 
 pub(super) type Opened = Result<Rc<Node>, String>;
@@ -196,6 +198,11 @@ impl Block {
     /// Opens a node (`bdrv_open`); the caller gets the one reference on it.
     pub async fn open(self: &Rc<Self>, options: &OpenOptions) -> Opened {
         self.open_inherit(options, Inherit::Nothing).await
+    }
+
+    /// Opens a node that is to take the place of one with options `before`.
+    pub async fn open_in_place(self: &Rc<Self>, options: &OpenOptions, before: &NodeOptions) -> Opened {
+        self.open_inherit(options, Inherit::Flags(before)).await
     }
 
     async fn open_inherit(self: &Rc<Self>, options: &OpenOptions, inherit: Inherit<'_>) -> Opened {
@@ -538,10 +545,14 @@ impl NodeOptions {
 pub(super) fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> NodeOptions {
     let from = match inherit {
         Inherit::Nothing => None,
-        Inherit::Child(parent) | Inherit::Backing(parent) => Some(parent),
+        Inherit::Child(other) | Inherit::Backing(other) | Inherit::Flags(other) => Some(other),
     };
     let backing = matches!(inherit, Inherit::Backing(_));
-    let inherited = |own: Option<bool>, parent: fn(&NodeOptions) -> bool| own.unwrap_or(from.is_some_and(parent));
+    let inherited = |own: Option<bool>, other: fn(&NodeOptions) -> bool| own.unwrap_or(from.is_some_and(other));
+    let (discard_unmap, shares) = match inherit {
+        Inherit::Flags(before) => (before.discard_unmap, false),
+        _ => (from.is_some(), from.is_some_and(|parent| parent.force_share)),
+    };
     NodeOptions {
         read_only: if backing {
             common.read_only.unwrap_or(true)
@@ -549,11 +560,11 @@ pub(super) fn resolve(common: &CommonOptions, inherit: Inherit<'_>) -> NodeOptio
             inherited(common.read_only, |p| p.read_only)
         },
         auto_read_only: !backing && inherited(common.auto_read_only, |p| p.auto_read_only),
-        discard_unmap: common.discard_unmap.unwrap_or(from.is_some()),
+        discard_unmap: common.discard_unmap.unwrap_or(discard_unmap),
         detect_zeroes: common.detect_zeroes,
         direct: inherited(common.direct, |p| p.direct),
         no_flush: inherited(common.no_flush, |p| p.no_flush),
-        force_share: inherited(common.force_share, |p| p.force_share),
+        force_share: common.force_share.unwrap_or(shares),
         check: common.check,
         no_io: common.no_io,
     }

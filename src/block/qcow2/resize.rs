@@ -18,6 +18,9 @@ use super::table::{entry_bytes, prefix_content};
 use super::zero::Clear;
 use super::{Qcow2, stored_name};
 
+/// So many characters of a backing file's format are stored (`bs->backing_format`).
+const MOST_OF_FORMAT: usize = 15;
+
 impl Qcow2 {
     /// Sets the virtual size, bytes; new parts read as zeros. The error is QEMU's text. The caller
     /// sets the node's length.
@@ -323,7 +326,9 @@ impl Qcow2 {
             let mut extras = self.extras.borrow_mut();
             let stored = name.map(|name| if self.prefixed { stored_name(name) } else { name });
             extras.backing_name = stored.filter(|n| !n.is_empty()).map(str::to_owned);
-            extras.backing_format = format.filter(|f| !f.is_empty()).map(str::to_owned);
+            // A longer one is cut, though it makes no sense then.
+            let format = format.filter(|format| !format.is_empty());
+            extras.backing_format = format.map(|format| format.chars().take(MOST_OF_FORMAT).collect());
         }
         self.update_header(block).await
     }

@@ -158,7 +158,8 @@ impl Machine {
         if let DriverOptions::Qcow2 { backing, .. } = &mut options.driver {
             *backing = BackingRef::None;
         }
-        Ok(self.block.open(&options).await?)
+        let before = node.options.borrow().clone();
+        Ok(self.block.open_in_place(&options, &before).await?)
     }
 
     async fn make_overlay(self: &Rc<Self>, file: &str, node: &Node) -> Result<(), QmpError> {
