@@ -117,6 +117,14 @@ impl Block {
         Ok(())
     }
 
+    /// Does not leave a permission to others any more (`blk_set_perm`).
+    pub fn backend_withhold(&self, backend: &Backend, perm: Perm) -> Result<(), String> {
+        let root = backend.root.borrow().clone();
+        let Some(edge) = root else { return Ok(()) };
+        let old = edge.shared.replace(edge.shared.get().without(perm));
+        self.refresh_permissions(&[edge.child.get()]).inspect_err(|_| edge.shared.set(old))
+    }
+
     /// Removes a backend: waits for its requests, detaches it, drops its reference
     /// (`blk_unref`).
     pub async fn delete_backend(self: &Rc<Self>, backend: &Rc<Backend>) {

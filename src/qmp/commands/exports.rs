@@ -154,7 +154,7 @@ impl Machine {
         self.block.graph_write_section().await;
         let backend = self.block.new_backend(None, node.id, Perm::CONSISTENT_READ | write, Perm::ALL)?;
         let name = new.name.clone().unwrap_or_else(|| new.node.clone());
-        match self.take_bitmaps(&node, &name, &new) {
+        match self.take_bitmaps(&node, &backend, &name, &new) {
             Ok(bitmaps) => {
                 let export = Export { id: new.id, name, backend, bitmaps };
                 self.exports.borrow_mut().exports.insert(0, export);
@@ -168,7 +168,13 @@ impl Machine {
     }
 
     /// The checks of `nbd_export_create`; the bitmaps are busy from then on.
-    fn take_bitmaps(&self, node: &Rc<Node>, name: &str, new: &NewExport) -> Result<Vec<(NodeId, BitmapId)>, QmpError> {
+    fn take_bitmaps(
+        &self,
+        node: &Rc<Node>,
+        backend: &Backend,
+        name: &str,
+        new: &NewExport,
+    ) -> Result<Vec<(NodeId, BitmapId)>, QmpError> {
         if !self.exports.borrow().server {
             return Err("NBD server not running".into());
         }
@@ -178,6 +184,8 @@ impl Machine {
         if self.exports.borrow().exports.iter().any(|export| export.name == name) {
             return Err(format!("NBD server already has export named '{name}'").into());
         }
+        // What clients see has one length.
+        self.block.backend_withhold(backend, Perm::RESIZE)?;
         let mut taken = Vec::new();
         for (owner, bitmap) in &new.bitmaps {
             let by_name_alone = owner.is_none();
