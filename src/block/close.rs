@@ -156,10 +156,13 @@ impl Block {
             self.drained_begin(drained).await;
         }
         let lock = self.graph_write_lock().await;
-        // Looked for only now: a filter that was below this one may have gone while the drain polled.
         let own: Vec<Rc<Edge>> = filter.children.borrow().clone();
         let file = own.iter().find(|edge| edge.name == "file").cloned();
         let below = file.as_ref().map(|edge| edge.child.get());
+        if self.quirks.left_node_is_drained && below != Some(drained) {
+            // Another filter was below this one, and has left while the drain polled.
+            self.abort("the node below a job's filter has gone while it was drained for the filter to leave");
+        }
         if let (Some(file), Some(below)) = (&file, below) {
             let parents = filter.parents.borrow().clone();
             for edge in parents.iter().rev() {
