@@ -148,8 +148,8 @@ impl Block {
 
     /// Takes a filter out of the graph and drops the caller's reference on it (`bdrv_cbw_drop`).
     pub async fn drop_filter(self: &Rc<Self>, filter: &Rc<Node>) {
-        let drained = filter.child("file").map(|edge| edge.child.get()).filter(|_| self.quirks.left_node_is_drained);
-        let drained = drained.unwrap_or(filter.id);
+        let expected = filter.child("file").map(|edge| edge.child.get());
+        let drained = expected.filter(|_| self.quirks.left_node_is_drained).unwrap_or(filter.id);
         if self.quirks.defects.filter_leaves_early {
             self.quiesce_node(drained);
         } else {
@@ -159,7 +159,7 @@ impl Block {
         let own: Vec<Rc<Edge>> = filter.children.borrow().clone();
         let file = own.iter().find(|edge| edge.name == "file").cloned();
         let below = file.as_ref().map(|edge| edge.child.get());
-        if self.quirks.left_node_is_drained && below != Some(drained) {
+        if self.quirks.left_node_is_drained && below != expected {
             // Another filter was below this one, and has left while the drain polled.
             self.abort("the node below a job's filter has gone while it was drained for the filter to leave");
         }
