@@ -178,9 +178,10 @@ quirks! {
     /// 7.2: a zero write of a backend unmaps on a node without `discard: unmap` too, since the request does
     /// not pass the function that would drop the flag (`block/block-backend.c`).
     backend_keeps_unmap: false;
-    /// 7.2: raw looks how long the node below is whenever it is asked for its own length (`has_variable_length`); 10.0: all
-    /// nodes do when they are reopened.
+    /// 7.2: raw looks how long the node below is whenever it is asked for its own length (`has_variable_length`).
     raw_asks_for_length: false;
+    /// 10.0: each node looks how long it is when it is reopened; 7.2: raw only.
+    reopen_looks_at_length: true;
     /// 7.2: `cbw-timeout` in ns is kept in 32 bits.
     cbw_timeout_32_bits: false;
     /// 10.0: `qemu-img info` shows child nodes and a wider table of snapshots.

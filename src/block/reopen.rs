@@ -442,7 +442,7 @@ impl Block {
                 raw.set_window(entry.window);
                 self.look_at_length(node);
             }
-            Driver::Blkdebug(_) if !self.quirks.raw_asks_for_length => self.look_at_length(node),
+            Driver::Blkdebug(_) if self.quirks.reopen_looks_at_length => self.look_at_length(node),
             Driver::Qcow2(image) => image.commit_reopen(entry.qcow2.clone(), entry.next.read_only),
             _ => {}
         }

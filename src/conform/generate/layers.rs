@@ -8,7 +8,7 @@ use super::pick::size_value;
 use super::world::{Level, World, action, transaction};
 use super::yaml::{Args, Script, Step, args};
 
-/// What qemu-img makes of an allocated image of these sizes: two of the disk, two of the file.
+/// Sizes of a disk, and of the file of an image of that size whose clusters are all allocated.
 const SIZES: [(u64, u64); 2] = [(256 << 10, 589_824), (1 << 20, 1_376_256)];
 /// The file of an image without clusters, in whole sectors.
 const EMPTY: u64 = 197_120;
@@ -29,8 +29,6 @@ struct Chain {
     /// Jobs that go on until somebody ends them.
     jobs: Vec<String>,
     filters: Vec<String>,
-    /// The last backup ends by itself.
-    ends_soon: bool,
     /// Targets that are images, with their format.
     targets: Vec<(String, &'static str)>,
 }
@@ -130,17 +128,17 @@ impl Chain {
 fn round(world: &mut World, chain: &mut Chain) {
     match world.rng.below(18) {
         0..=2 => {
-            let arguments = backup(world, chain);
+            let (arguments, ends_soon) = backup(world, chain);
             world.execute("blockdev-backup", arguments);
-            if chain.ends_soon {
+            if ends_soon {
                 world.sleep(200);
             }
         }
         3 => {
             // Together or not at all.
-            let actions = vec![backup(world, chain), backup(world, chain)];
+            let actions = [backup(world, chain), backup(world, chain)];
             let mode = world.maybe(3, "grouped");
-            let actions = actions.into_iter().map(|data| action("blockdev-backup", data)).collect();
+            let actions = actions.into_iter().map(|(data, _)| action("blockdev-backup", data)).collect();
             world.step(transaction(mode, actions));
             world.sleep(200);
         }
@@ -182,8 +180,8 @@ fn reopen(world: &mut World, chain: &Chain) {
     world.execute("blockdev-reopen", args().set("options", vec![options]));
 }
 
-/// The arguments of a backup of any node, which goes on or ends soon.
-fn backup(world: &mut World, chain: &mut Chain) -> Args {
+/// The arguments of a backup of any node, and whether it ends soon or goes on.
+fn backup(world: &mut World, chain: &mut Chain) -> (Args, bool) {
     let layer = chain.any(world);
     let target = world.new_target();
     match world.pick(&["null", "raw", "qcow2"]) {
@@ -207,12 +205,12 @@ fn backup(world: &mut World, chain: &mut Chain) -> Args {
     let filter = world.coin().then(|| format!("filter-{job}"));
     let arguments = args().set("job-id", &job).set("device", layer.node).set("target", target).set("sync", sync);
     let arguments = arguments.maybe("bitmap", bitmap).maybe("filter-node-name", filter.clone());
-    chain.ends_soon = sync != "none";
-    if !chain.ends_soon {
+    let ends_soon = sync != "none";
+    if !ends_soon {
         chain.filters.extend(filter);
         chain.jobs.push(job);
     }
-    arguments.set("x-perf", args().set("max-workers", 1_u64))
+    (arguments.set("x-perf", args().set("max-workers", 1_u64)), ends_soon)
 }
 
 fn add_bitmap(world: &mut World, chain: &mut Chain) {
