@@ -126,6 +126,8 @@ const FINDINGS: &[(&str, Invariant, &str)] = &[
     ("failed-transaction-switches-off", Invariant::ModePromise, "records or not, other than before"),
     ("failed-snapshot-ruins-backup", Invariant::PointInTime, "of target target holds 0x00 instead of 0x01"),
     ("failed-snapshot-loses-writes", Invariant::Guest, "when a snapshot was being taken back"),
+    ("two-backups-end-together", Invariant::Progress, "filter has gone while it was drained"),
+    ("two-backups-end-under-a-write", Invariant::Progress, "filter has gone while it was drained"),
 ];
 
 #[test]
