@@ -37,6 +37,13 @@ fn a_filter_must_not_be_all_that_holds_the_node_below() {
 }
 
 #[test]
+fn a_jobs_filter_must_not_carry_anothers_bitmap() {
+    let text = include_str!("aborts/filter-on-a-filter.yaml");
+    assert_aborts(text, Compat::Qemu72, "job-cancel");
+    assert_eq!(ending(text, Compat::Qemu100), Ending::Passed);
+}
+
+#[test]
 fn a_machine_may_abort_while_it_is_told_to_end() {
     let text = include_str!("aborts/snapshot-below-a-filter.yaml");
     let (before, _) = text.split_once("  - execute: job-finalize").expect("the command");

@@ -163,13 +163,13 @@ fn the_verdict_comes_from_both_sides() {
     let verdict = |transcript: &str| {
         let model = |_: &Case| Side { transcript: transcript.to_owned(), ending: Ending::Passed };
         let repeat = Repeat { runs: 2, only_if_different: false };
-        Trial { qemu: &qemu, model: &model, repeat, keep: None }.case(&case(text)).verdict
+        Trial { qemu: &qemu, model: &model, repeat, orders: 0, keep: None }.case(&case(text)).verdict
     };
     assert_eq!(verdict("a\nb\n"), Verdict::Same);
     assert!(matches!(verdict("a\nc\n"), Verdict::Different(_)));
     let panics = |_: &Case| -> Side { panic!("no such thing") };
     let repeat = Repeat { runs: 1, only_if_different: true };
-    let report = Trial { qemu: &qemu, model: &panics, repeat, keep: None }.case(&case(text));
+    let report = Trial { qemu: &qemu, model: &panics, repeat, orders: 0, keep: None }.case(&case(text));
     let why = report.verdict.difference().map(|difference| difference.model.text()).unwrap_or_default();
     assert!(why.contains("the model panicked: no such thing"), "{why}");
 }

@@ -127,6 +127,7 @@ const FINDINGS: &[(&str, Invariant, &str)] = &[
     ("failed-snapshot-ruins-backup", Invariant::PointInTime, "of target target holds 0x00 instead of 0x01"),
     ("failed-snapshot-loses-writes", Invariant::Guest, "when a snapshot was being taken back"),
     ("two-backups-end-together", Invariant::Progress, "filter has gone while it was drained"),
+    ("command-at-a-leaving-filter", Invariant::Progress, "the filter that a command names has gone"),
     ("two-backups-end-under-a-write", Invariant::Progress, "filter has gone while it was drained"),
 ];
 

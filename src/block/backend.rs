@@ -76,6 +76,22 @@ impl Block {
         self.add_backend(Backend { name: name.map(Rc::from), ..Backend::default() }, node, perm, shared)
     }
 
+    /// The same where nothing may run while the graph changes (`blk_insert_bs`, from the main loop). The node is held until its
+    /// backend holds it; a job's filter that leaves meanwhile is one that nothing uses.
+    pub async fn insert_backend(
+        self: &Rc<Self>,
+        node: &Rc<Node>,
+        perm: Perm,
+        shared: Perm,
+    ) -> Result<Rc<Backend>, String> {
+        self.reference(node);
+        let lock = self.graph_write_lock().await;
+        let backend = self.new_backend(None, node.id, perm, shared);
+        self.graph_write_unlock(lock).await;
+        self.unref(node.id).await;
+        backend
+    }
+
     /// The same for the disk of a guest, which is known by the name of the node that it asked for.
     pub fn new_guest(&self, guest: &str, node: NodeId) -> Result<Rc<Backend>, String> {
         let backend = Backend { guest: Some(guest.into()), ..Backend::default() };
@@ -125,13 +141,20 @@ impl Block {
         self.refresh_permissions(&[edge.child.get()]).inspect_err(|_| edge.shared.set(old))
     }
 
+    /// Waits for a backend's requests (`blk_drain`). Its node is held: if it is a job's filter that leaves, the backend has
+    /// another one afterwards.
+    pub async fn drain_backend(self: &Rc<Self>, backend: &Backend) {
+        let Some(node) = backend.node(self) else { return };
+        self.reference(&node);
+        self.drained_begin(node.id).await;
+        self.drained_end(node.id);
+        self.unref(node.id).await;
+    }
+
     /// Removes a backend: waits for its requests, detaches it, drops its reference
     /// (`blk_unref`).
     pub async fn delete_backend(self: &Rc<Self>, backend: &Rc<Backend>) {
-        if let Some(node) = backend.node_id() {
-            self.drained_begin(node).await;
-            self.drained_end(node);
-        }
+        self.drain_backend(backend).await;
         let root = backend.root.borrow_mut().take();
         if let Some(edge) = root {
             let lock = self.graph_write_lock().await;

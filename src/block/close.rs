@@ -42,6 +42,10 @@ impl Block {
             self.detach(edge);
         }
         self.graph_write_unlock(lock).await;
+        if node.bitmaps.borrow().iter().any(|(_, bitmap)| bitmap.name.is_none()) {
+            // 7.2: a filter keeps what it has copied in a bitmap of the node that was below it when it was opened.
+            self.abort("a node is closed that has a bitmap of somebody else");
+        }
         self.drained_end(node.id);
         self.remove_node(node.id);
         for edge in children.iter().rev() {
@@ -89,7 +93,7 @@ impl Block {
         let filter = self.named_node(name, node_options).await.map_err(prefixed)?;
         let opened = self.open_appended(&filter, source, target, options).await;
         if let Err(reason) = opened {
-            self.driver_refused(filter.id).await;
+            self.driver_refused(filter.id, None).await;
             return Err(prefixed(reason));
         }
         self.drained_begin(source.id).await;

@@ -94,6 +94,23 @@ impl Block {
         self.witness_drain(Some(node), true);
     }
 
+    /// The same for a command that holds no reference on the node, which may be a job's filter: if the job ends meanwhile, QEMU
+    /// goes on with what it has freed. See [`Block::still_there`].
+    pub async fn drained_begin_unheld(self: &Rc<Self>, node: NodeId) -> Result<(), String> {
+        self.drained_begin(node).await;
+        self.still_there(node)
+    }
+
+    /// Ends the machine if a node is gone that a command still works with.
+    pub fn still_there(&self, node: NodeId) -> Result<(), String> {
+        if self.try_node(node).is_some() {
+            return Ok(());
+        }
+        let why = "the filter that a command names has gone while the command ran";
+        self.abort(why);
+        Err(why.to_owned())
+    }
+
     /// Ends a drained section.
     pub fn drained_end(&self, node: NodeId) {
         self.witness_drain(Some(node), false);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
+use super::backend::Backend;
 use super::blkdebug::{InjectError, SetState};
 use super::cbw::{CbwOptions, CopyBeforeWrite, OnCbwError};
 use super::file::FileDriver;
@@ -194,6 +195,14 @@ pub(super) enum Inherit<'a> {
 
 pub(super) type Opened = Result<Rc<Node>, String>;
 
+/// A node whose driver has not been opened yet, above the file that it is to be opened from.
+struct Over {
+    node: Rc<Node>,
+    file: Rc<Edge>,
+    /// What has looked at the file's format, and holds the file until the driver is open.
+    probe: Rc<Backend>,
+}
+
 impl Block {
     /// Opens a node (`bdrv_open`); the caller gets the one reference on it.
     pub async fn open(self: &Rc<Self>, options: &OpenOptions) -> Opened {
@@ -233,9 +242,10 @@ impl Block {
             DriverOptions::Blkdebug(options) => Box::pin(self.open_blkdebug(name, common, options)).await,
             DriverOptions::CopyBeforeWrite { .. } => Box::pin(self.open_cbw(name, common, &options.driver)).await,
             DriverOptions::SnapshotAccess { file } => {
-                let (node, file) = self.open_over(name, common, file, Role::Snapshot).await?;
+                let Over { node, file, probe } = self.open_over(name, common, file, Role::Snapshot).await?;
                 *node.driver.borrow_mut() = Driver::SnapshotAccess;
                 self.copy_from_child(&node, file.child.get());
+                self.end_probe(&probe).await;
                 Ok(node)
             }
             DriverOptions::Other { driver, .. } => Err(format!(
@@ -260,13 +270,14 @@ impl Block {
         window: Window,
     ) -> Opened {
         let driver = Driver::Raw(Rc::new(RawDriver::new(window)));
-        let (node, file) = self.open_over_as(name, options, file, Role::Filtered, driver).await?;
+        let Over { node, file, probe } = self.open_over_as(name, options, file, Role::Filtered, driver).await?;
         let real = self.length(&self.node(file.child.get()));
         if let Err(reason) = window.check(real) {
-            self.driver_refused(node.id).await;
+            self.driver_refused(node.id, Some(&probe)).await;
             return Err(reason);
         }
         node.length.set(window.length(real));
+        self.end_probe(&probe).await;
         Ok(node)
     }
 
@@ -309,7 +320,7 @@ impl Block {
         options: NodeOptions,
         file: &ChildRef,
         role: Role,
-    ) -> Result<(Rc<Node>, Rc<Edge>), String> {
+    ) -> Result<Over, String> {
         self.open_over_as(name, options, file, role, Driver::None).await
     }
 
@@ -321,7 +332,7 @@ impl Block {
         file: &ChildRef,
         role: Role,
         driver: Driver,
-    ) -> Result<(Rc<Node>, Rc<Edge>), String> {
+    ) -> Result<Over, String> {
         let child = match self.open_child(file, Inherit::Child(&options)).await {
             Ok(child) => child,
             Err(reason) => {
@@ -331,8 +342,13 @@ impl Block {
                 return Err(reason);
             }
         };
-        // The probe of the format holds the file for a moment.
-        self.graph_write_section().await;
+        // The probe of the format holds the file for a while, by a backend. The file's name is looked up again below it.
+        let probe = self.insert_backend(&child, Perm::NONE, Perm::ALL).await?;
+        self.unref(child.id).await;
+        if self.try_node(child.id).is_none() {
+            self.delete_backend(&probe).await;
+            return Err(format!("Cannot find device='{0}' nor node-name='{0}'", child.name));
+        }
         let mut refused = false;
         let attached = self.checked_node(name, options).and_then(|node| {
             *node.driver.borrow_mut() = driver;
@@ -342,18 +358,22 @@ impl Block {
             attached.map(|edge| (node.clone(), edge)).inspect_err(|_| self.remove_node(node.id))
         });
         self.graph_write_section().await;
-        self.graph_write_section().await;
-        for _ in 0..2 {
-            // The probe's backend drains what it lets go of (`blk_unref`).
-            self.drained_begin(child.id).await;
-            self.drained_end(child.id);
+        match attached {
+            Ok((node, file)) => Ok(Over { node, file, probe }),
+            Err(reason) => {
+                self.end_probe(&probe).await;
+                if refused {
+                    self.give_up(None, true).await;
+                }
+                Err(reason)
+            }
         }
-        // The edge has a reference of its own now.
-        self.unref(child.id).await;
-        if refused {
-            self.give_up(None, true).await;
-        }
-        attached
+    }
+
+    /// What the probe holds is drained twice (`blk_unref`).
+    pub(super) async fn end_probe(self: &Rc<Self>, probe: &Rc<Backend>) {
+        self.drain_backend(probe).await;
+        self.delete_backend(probe).await;
     }
 
     async fn open_qcow2(
@@ -364,7 +384,7 @@ impl Block {
         backing: &BackingRef,
         qcow2_options: &Qcow2Options,
     ) -> Opened {
-        let (node, file) = self.open_over(name, options, file, Role::Storage).await?;
+        let Over { node, file, probe } = self.open_over(name, options, file, Role::Storage).await?;
         let flags = {
             let options = node.options.borrow();
             OpenFlags { read_only: options.read_only, check: options.check, no_io: options.no_io }
@@ -379,12 +399,13 @@ impl Block {
             Err(reason) => {
                 // Once more than other drivers that refuse.
                 self.graph_write_section().await;
-                self.driver_refused(node.id).await;
+                self.driver_refused(node.id, Some(&probe)).await;
                 return Err(reason);
             }
         };
         *node.driver.borrow_mut() = Driver::Qcow2(qcow2.clone());
         *node.automatic_backing.borrow_mut() = qcow2.backing_name();
+        self.end_probe(&probe).await;
         if let Err(reason) = self.open_backing(&node, &qcow2, backing).await {
             self.unref(node.id).await;
             return Err(reason);
@@ -477,8 +498,7 @@ impl Block {
         else {
             return Err("not a copy-before-write node".to_owned());
         };
-        let (node, source) = self.open_over(name, options.clone(), file, Role::Filtered).await?;
-        let source = source.child.get();
+        let Over { node, file, probe } = self.open_over(name, options.clone(), file, Role::Filtered).await?;
         let opened = async {
             let spec = target;
             let target = self.open_child(spec, Inherit::Child(&options)).await?;
@@ -497,17 +517,19 @@ impl Block {
             if let Some((node, name)) = bitmap {
                 cbw.bitmap = Some(self.find_bitmap(node, name)?);
             }
-            CopyBeforeWrite::open(self, node.id, source, target.id, cbw).await
+            // The filter of a job that was below may have left by now.
+            CopyBeforeWrite::open(self, node.id, file.child.get(), target.id, cbw).await
         }
         .await;
         match opened {
             Ok(cbw) => {
                 *node.driver.borrow_mut() = Driver::CopyBeforeWrite(Rc::new(cbw));
-                self.copy_from_child(&node, source);
+                self.copy_from_child(&node, file.child.get());
+                self.end_probe(&probe).await;
                 Ok(node)
             }
             Err(reason) => {
-                self.driver_refused(node.id).await;
+                self.driver_refused(node.id, Some(&probe)).await;
                 Err(reason)
             }
         }

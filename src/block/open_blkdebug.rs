@@ -38,7 +38,7 @@ impl Block {
         self.unref(image.id).await;
         let checked = attached.map(|_| ()).and_then(|()| check_constraints(spec));
         if let Err(reason) = checked {
-            self.driver_refused(node.id).await;
+            self.driver_refused(node.id, None).await;
             return Err(reason);
         }
         self.copy_from_child(&node, image.id);

@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use super::backend::Backend;
 use super::graph::Block;
 use super::node::{NodeId, NodeOptions};
 use super::open::Opened;
@@ -32,9 +33,12 @@ impl Block {
         self.graph_write_section().await;
     }
 
-    /// The end of a node with children whose driver has refused.
-    pub(super) async fn driver_refused(self: &Rc<Self>, node: NodeId) {
+    /// The end of a node with children whose driver has refused, and of what has looked at its file's format, if anything has.
+    pub(super) async fn driver_refused(self: &Rc<Self>, node: NodeId, probe: Option<&Rc<Backend>>) {
         self.graph_write_section().await;
+        if let Some(probe) = probe {
+            self.end_probe(probe).await;
+        }
         self.unref(node).await;
     }
 }

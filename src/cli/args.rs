@@ -137,6 +137,9 @@ pub struct ConformArgs {
     /// Lets real QEMU do each case this often, to tell an unstable scenario from a difference.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeat: u32,
+    /// Asks the model in up to N other orders where its own does not agree with real QEMU.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub orders: u64,
     /// Keeps the files of all real runs in new directories below DIR.
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,

@@ -33,6 +33,7 @@ pub fn conform(args: &ConformArgs, terminal: &mut Terminal<'_>, runner: Runner) 
         qemu: args.qemu.clone(),
         qemu_img: args.qemu_img.clone(),
         repeat: args.repeat,
+        orders: args.orders,
         keep: args.keep.clone(),
         jobs: usize::from(args.jobs),
         patience: Duration::from_secs(args.patience),

@@ -36,6 +36,8 @@ pub struct ConformOptions {
     pub qemu_img: Option<PathBuf>,
     /// How often real QEMU does each case of a file. Generated scenarios are repeated only if they differ.
     pub repeat: u32,
+    /// In how many other orders the model is asked where its own does not agree (`--orders`).
+    pub orders: u64,
     /// Where the files of all real runs are kept (`--keep`).
     pub keep: Option<PathBuf>,
     /// How many scenarios are compared at a time.
@@ -101,6 +103,7 @@ pub fn command(
         qemu: &qemu,
         model,
         repeat: Repeat { runs: options.repeat, only_if_different: false },
+        orders: options.orders,
         keep: options.keep.as_deref(),
     };
     let mut status = Status::Same;
@@ -148,6 +151,7 @@ fn status_of(counts: &Counts) -> Status {
 fn sentence(counts: &Counts) -> String {
     let parts = [
         (counts.same, "same"),
+        (counts.reordered, "reordered"),
         (counts.different, "different"),
         (counts.unstable, "unstable"),
         (counts.broken, "broken"),
@@ -225,9 +229,15 @@ fn explained(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Same | Verdict::Different(_) => String::new(),
         Verdict::Skipped { why } => format!(": {why}"),
-        Verdict::Unstable { ways, agrees, .. } => {
-            let agrees = if *agrees { "one of them is the model's" } else { "none of them is the model's" };
-            format!(": QEMU took {ways} different ways, {agrees}")
+        Verdict::Reordered { ways: 1 } => ": QEMU's way is the model's in another order".to_owned(),
+        Verdict::Reordered { ways } => format!(": QEMU took {ways} different ways, all of them the model's"),
+        Verdict::Unstable { ways, known, .. } => {
+            let known = match known {
+                0 => "none of them is the model's".to_owned(),
+                1 => "one of them is the model's".to_owned(),
+                some => format!("{some} of them are the model's"),
+            };
+            format!(": QEMU took {ways} different ways, {known}")
         }
         Verdict::Broken { trouble, .. } => {
             let output = trouble.output.trim_end();
@@ -285,8 +295,9 @@ fn generated(
     out: &mut dyn Write,
     progress: &mut dyn Write,
 ) -> io::Result<Status> {
-    // What happens to be the same is the same; only a difference has to be told from chance.
-    let repeat = Repeat { runs: options.repeat.max(3), only_if_different: true };
+    // What happens to be the same is the same, unless each way that QEMU may take is asked for; only a difference has to be
+    // told from chance.
+    let repeat = Repeat { runs: options.repeat.max(3), only_if_different: options.orders == 0 };
     let made = |seed| generate(seed, wanted.family);
     let search = Search { trial: Trial { repeat, ..trial }, generate: &made };
     let search_options = SearchOptions {
@@ -321,7 +332,7 @@ fn one_generated(
     write!(progress, "\r{}/{count}: {}", all.total(), sentence(&all))?;
     progress.flush()?;
     let word = match &done.result {
-        Ok(Verdict::Same | Verdict::Skipped { .. }) => return Ok(()),
+        Ok(Verdict::Same | Verdict::Reordered { .. } | Verdict::Skipped { .. }) => return Ok(()),
         Ok(verdict) => format!("{}{}", verdict.word(), explained(verdict)),
         Err(_) => "invalid: the generator's text is not a scenario".to_owned(),
     };

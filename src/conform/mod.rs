@@ -8,6 +8,7 @@ mod command;
 pub mod forced;
 pub mod generate;
 mod guard;
+mod orders;
 pub mod real;
 mod real_run;
 pub mod search;

@@ -10,10 +10,11 @@ use crate::scenario::backend::RunErrorKind;
 use crate::scenario::run::Ending;
 use crate::scenario::{Case, Diagnostics, Scenario};
 
+use super::orders::each_order;
 use super::real_run::run_real;
 use super::skip;
 use super::tools::Qemu;
-use super::verdict::{RealSide, Side, Verdict, compare};
+use super::verdict::{RealSide, Side, Verdict, agrees, compare};
 
 /// The model: what it makes of a case, under the compat that the case has.
 pub type Model<'m> = dyn Fn(&Case) -> Side + Sync + 'm;
@@ -36,6 +37,8 @@ pub struct Trial<'t> {
     pub model: &'t Model<'t>,
     /// How often the real one is asked.
     pub repeat: Repeat,
+    /// In how many other orders the model is asked where its own does not agree (`--orders`); 0: in none.
+    pub orders: u64,
     /// Where the files of real runs are kept, if they are.
     pub keep: Option<&'t Path>,
 }
@@ -70,19 +73,41 @@ impl Trial<'_> {
             let run = run_real(&self.qemu.options, case, self.keep);
             report.kept.extend(run.kept);
             runs.push(RealSide { side: run.outcome.into(), trouble: run.trouble });
-            report.verdict = compare(&runs, &model);
+            report.verdict = compare(&runs, &model, &[]);
             if self.repeat.only_if_different && matches!(report.verdict, Verdict::Same | Verdict::Unstable { .. }) {
                 break;
             }
+        }
+        if self.orders > 0 && report.verdict != Verdict::Same {
+            report.verdict = compare(&runs, &model, &self.other_orders(case, &runs, &model));
         }
         report
     }
 
     /// What the model makes of `case` under the real QEMU's compat.
     pub fn model(&self, case: &Case) -> Side {
+        ask(self.model, &self.as_real(case))
+    }
+
+    fn as_real(&self, case: &Case) -> Case {
         let mut case = case.clone();
         case.settings.compat = Compatibility(self.qemu.compat());
-        ask(self.model, &case)
+        case
+    }
+
+    /// What the model makes of the case in other orders, as far as a real run went that way too.
+    fn other_orders(&self, case: &Case, runs: &[RealSide], own: &Side) -> Vec<Side> {
+        let mut unknown: Vec<&RealSide> = runs.iter().filter(|run| !agrees(run, own)).collect();
+        let mut found = Vec::new();
+        each_order(&self.as_real(case), self.orders, &mut |side| {
+            let before = unknown.len();
+            unknown.retain(|run| !agrees(run, &side));
+            if unknown.len() < before {
+                found.push(side);
+            }
+            !unknown.is_empty()
+        });
+        found
     }
 }
 

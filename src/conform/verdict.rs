@@ -76,6 +76,11 @@ fn without_numbers(line: Option<&str>) -> String {
 pub enum Verdict {
     /// The transcripts and the ways to end are the same.
     Same,
+    /// Real QEMU went other ways than the model in QEMU's own order, all of which the model goes in some other order.
+    Reordered {
+        /// How many ways QEMU was seen to take.
+        ways: usize,
+    },
     /// They differ, in every repetition alike.
     Different(Difference),
     /// Real QEMU was not asked.
@@ -87,9 +92,9 @@ pub enum Verdict {
     Unstable {
         /// How many ways it was seen to take.
         ways: usize,
-        /// Whether one of them was the model's.
-        agrees: bool,
-        /// The first way that is not the model's, and the model's.
+        /// How many of them the model takes too.
+        known: usize,
+        /// The first way that the model does not take, and the model's own.
         example: Difference,
     },
     /// QEMU itself died, hung or spoke nonsense, and the model knows nothing of it.
@@ -106,6 +111,7 @@ impl Verdict {
     pub fn word(&self) -> &'static str {
         match self {
             Verdict::Same => "same",
+            Verdict::Reordered { .. } => "reordered",
             Verdict::Different(_) => "different",
             Verdict::Skipped { .. } => "skipped",
             Verdict::Unstable { .. } => "unstable",
@@ -119,7 +125,7 @@ impl Verdict {
             Verdict::Different(example) | Verdict::Unstable { example, .. } | Verdict::Broken { example, .. } => {
                 Some(example)
             }
-            Verdict::Same | Verdict::Skipped { .. } => None,
+            Verdict::Same | Verdict::Reordered { .. } | Verdict::Skipped { .. } => None,
         }
     }
 }
@@ -141,25 +147,29 @@ impl RealSide {
     }
 }
 
-/// Compares the runs of a real QEMU (at least one) with the model's. A run that never began says nothing about QEMU:
-/// it counts only where there is no other.
-pub fn compare(runs: &[RealSide], model: &Side) -> Verdict {
+/// Compares the runs of a real QEMU (at least one) with the model's, of which the first is the one in QEMU's own order. A run that
+/// never began says nothing about QEMU: it counts only where there is no other.
+pub fn compare(runs: &[RealSide], own: &Side, others: &[Side]) -> Verdict {
     let began: Vec<&RealSide> = runs.iter().filter(|run| run.began()).collect();
     let runs = if began.is_empty() { runs.iter().collect() } else { began };
-    let same = |run: &&RealSide| agrees(run, model);
-    let Some(other) = runs.iter().find(|run| !same(run)) else {
+    if runs.iter().all(|run| agrees(run, own)) {
         return Verdict::Same;
-    };
-    let example = Difference { real: other.side.clone(), model: model.clone() };
+    }
     let mut ways: Vec<&RealSide> = Vec::new();
     for run in &runs {
         if !ways.iter().any(|way| alike(way, run)) {
             ways.push(run);
         }
     }
+    let is_known = |run: &&&RealSide| agrees(run, own) || others.iter().any(|side| agrees(run, side));
+    let known = ways.iter().filter(is_known).count();
+    let Some(other) = ways.iter().find(|way| !is_known(way)) else {
+        return Verdict::Reordered { ways: ways.len() };
+    };
+    let example = Difference { real: other.side.clone(), model: own.clone() };
     match &other.trouble {
         Some(trouble) if !other.began() => Verdict::Broken { trouble: trouble.clone(), example },
-        _ if ways.len() > 1 => Verdict::Unstable { ways: ways.len(), agrees: runs.iter().any(same), example },
+        _ if ways.len() > 1 => Verdict::Unstable { ways: ways.len(), known, example },
         Some(trouble) => Verdict::Broken { trouble: trouble.clone(), example },
         None => Verdict::Different(example),
     }
@@ -173,7 +183,8 @@ fn alike(one: &RealSide, other: &RealSide) -> bool {
         && same_place(&one.side.ending, &other.side.ending)
 }
 
-fn agrees(run: &RealSide, model: &Side) -> bool {
+/// Whether a run of a real QEMU went the model's way.
+pub(super) fn agrees(run: &RealSide, model: &Side) -> bool {
     if run.side.transcript != model.transcript {
         return false;
     }
@@ -229,42 +240,53 @@ mod tests {
     #[test]
     fn repetitions_tell_a_difference_from_chance() {
         let runs = [real(side("a\n")), real(side("a\n"))];
-        assert_eq!(compare(&runs, &side("a\n")).word(), "same");
-        assert_eq!(compare(&runs, &side("b\n")).word(), "different");
+        assert_eq!(compare(&runs, &side("a\n"), &[]).word(), "same");
+        assert_eq!(compare(&runs, &side("b\n"), &[]).word(), "different");
         let runs = [real(side("a\n")), real(side("b\n")), real(side("a\n"))];
-        assert!(matches!(compare(&runs, &side("b\n")), Verdict::Unstable { ways: 2, agrees: true, .. }));
-        assert!(matches!(compare(&runs, &side("c\n")), Verdict::Unstable { ways: 2, agrees: false, .. }));
+        assert!(matches!(compare(&runs, &side("b\n"), &[]), Verdict::Unstable { ways: 2, known: 1, .. }));
+        assert!(matches!(compare(&runs, &side("c\n"), &[]), Verdict::Unstable { ways: 2, known: 0, .. }));
+    }
+
+    #[test]
+    fn a_way_that_the_model_takes_in_another_order_is_no_difference() {
+        let runs = [real(side("a\n")), real(side("b\n"))];
+        assert_eq!(compare(&runs, &side("c\n"), &[side("b\n"), side("a\n")]), Verdict::Reordered { ways: 2 });
+        assert_eq!(compare(&runs[..1], &side("c\n"), &[side("a\n")]), Verdict::Reordered { ways: 1 });
+        let Verdict::Unstable { ways: 2, known: 1, example } = compare(&runs, &side("a\n"), &[side("d\n")]) else {
+            panic!("one way is not the model's")
+        };
+        assert_eq!(example.real, side("b\n"));
     }
 
     #[test]
     fn a_qemu_that_did_not_start_is_broken_and_no_difference() {
         let unstarted =
             || broken(failed("", RunErrorKind::Machine), TroubleKind::NotStarted("out of memory".to_owned()));
-        assert_eq!(compare(&[unstarted()], &side("a\n")).word(), "broken");
+        assert_eq!(compare(&[unstarted()], &side("a\n"), &[]).word(), "broken");
         let runs =
             [unstarted(), broken(failed("a\n", RunErrorKind::Machine), TroubleKind::NotStarted("again".to_owned()))];
-        assert_eq!(compare(&runs, &side("a\n")).word(), "broken");
+        assert_eq!(compare(&runs, &side("a\n"), &[]).word(), "broken");
         // Another run that did start decides.
-        assert_eq!(compare(&[unstarted(), real(side("a\n"))], &side("a\n")).word(), "same");
-        assert_eq!(compare(&[unstarted(), real(side("a\n"))], &side("b\n")).word(), "different");
+        assert_eq!(compare(&[unstarted(), real(side("a\n"))], &side("a\n"), &[]).word(), "same");
+        assert_eq!(compare(&[unstarted(), real(side("a\n"))], &side("b\n"), &[]).word(), "different");
     }
 
     #[test]
     fn the_end_of_a_run_counts() {
         let stuck = real(failed("a\n", RunErrorKind::Failed));
-        assert_eq!(compare(std::slice::from_ref(&stuck), &side("a\n")).word(), "different");
-        assert_eq!(compare(std::slice::from_ref(&stuck), &failed("a\n", RunErrorKind::Failed)).word(), "same");
-        assert_eq!(compare(&[stuck], &failed("a\n", RunErrorKind::Deadlock)).word(), "same");
+        assert_eq!(compare(std::slice::from_ref(&stuck), &side("a\n"), &[]).word(), "different");
+        assert_eq!(compare(std::slice::from_ref(&stuck), &failed("a\n", RunErrorKind::Failed), &[]).word(), "same");
+        assert_eq!(compare(&[stuck], &failed("a\n", RunErrorKind::Deadlock), &[]).word(), "same");
     }
 
     #[test]
     fn a_qemu_that_dies_is_no_difference() {
         let died = broken(failed("a\n", RunErrorKind::Machine), TroubleKind::Died("signal 6".to_owned()));
         let runs = [died];
-        assert_eq!(compare(&runs, &side("a\n")).word(), "broken");
-        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Machine)).word(), "same");
-        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Aborted)).word(), "same");
-        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Failed)).word(), "broken");
+        assert_eq!(compare(&runs, &side("a\n"), &[]).word(), "broken");
+        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Machine), &[]).word(), "same");
+        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Aborted), &[]).word(), "same");
+        assert_eq!(compare(&runs, &failed("a\n", RunErrorKind::Failed), &[]).word(), "broken");
     }
 
     #[test]

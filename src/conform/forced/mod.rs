@@ -102,7 +102,7 @@ pub fn force(qemu: &Qemu, file: &ReplayFile) -> Result<ForcedReport, String> {
     let setting = Setting { plan: plan.take(), points, nodes: plan::guest_nodes(&case.steps) };
     let moves = setting.plan.moves.len();
     let (real, forced) = run(qemu, &case, setting, &real_dir)?;
-    let verdict = compare(&[real], &model);
+    let verdict = compare(&[real], &model, &[]);
     Ok(ForcedReport { moves, forced, verdict, images: different_images(qemu, &model_dir, &real_dir), misfits })
 }
 

@@ -90,7 +90,7 @@ impl Search<'_> {
         let seed = options.seed.wrapping_add(index);
         let Generated { family, name, text } = (self.generate)(seed);
         let mut done = Done { result: self.verdict(&text), family, seed, written: None, write_error: None };
-        if !matches!(done.result, Ok(Verdict::Same | Verdict::Skipped { .. })) {
+        if !matches!(done.result, Ok(Verdict::Same | Verdict::Reordered { .. } | Verdict::Skipped { .. })) {
             let dir = options.out.join(name);
             match self.write(options, &dir, &text, &done, to_shrink) {
                 Ok(()) => done.written = Some(dir),
@@ -194,8 +194,9 @@ fn worst(reports: Vec<CaseReport>) -> Verdict {
         Verdict::Different(_) => 0,
         Verdict::Broken { .. } => 1,
         Verdict::Unstable { .. } => 2,
-        Verdict::Same => 3,
-        Verdict::Skipped { .. } => 4,
+        Verdict::Reordered { .. } => 3,
+        Verdict::Same => 4,
+        Verdict::Skipped { .. } => 5,
     };
     let worst = reports.into_iter().map(|report| report.verdict).min_by_key(rank);
     worst.unwrap_or(Verdict::Same)

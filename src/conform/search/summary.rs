@@ -14,6 +14,8 @@ use super::Done;
 pub struct Counts {
     /// The same on both sides.
     pub same: u64,
+    /// The same in another order of the model.
+    pub reordered: u64,
     /// Different.
     pub different: u64,
     /// Not asked of real QEMU.
@@ -29,19 +31,21 @@ pub struct Counts {
 impl Counts {
     /// All of them together.
     pub fn total(&self) -> u64 {
-        self.same + self.different + self.skipped + self.unstable + self.broken + self.invalid
+        self.same + self.reordered + self.different + self.skipped + self.unstable + self.broken + self.invalid
     }
 
     /// The share that is the same of all that could be compared, between 0 and 1; 1 if there were none.
     pub fn agreement(&self) -> f64 {
-        let compared = self.same + self.different + self.broken;
-        if compared == 0 { 1.0 } else { self.same as f64 / compared as f64 }
+        let agreed = self.same + self.reordered;
+        let compared = agreed + self.different + self.broken;
+        if compared == 0 { 1.0 } else { agreed as f64 / compared as f64 }
     }
 
     /// Counts one verdict.
     pub fn count(&mut self, verdict: &Verdict) {
         *match verdict {
             Verdict::Same => &mut self.same,
+            Verdict::Reordered { .. } => &mut self.reordered,
             Verdict::Different(_) => &mut self.different,
             Verdict::Skipped { .. } => &mut self.skipped,
             Verdict::Unstable { .. } => &mut self.unstable,
@@ -51,6 +55,7 @@ impl Counts {
 
     fn add(&mut self, other: &Counts) {
         self.same += other.same;
+        self.reordered += other.reordered;
         self.different += other.different;
         self.skipped += other.skipped;
         self.unstable += other.unstable;
@@ -86,16 +91,23 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.families.keys().map(|family| family.len()).max().unwrap_or(0).max(6);
-        let mut row = |name: &str, cells: [&str; 6]| {
+        let mut row = |name: &str, cells: [&str; 7]| {
             write!(f, "{name:width$}")?;
             cells.iter().try_for_each(|cell| write!(f, "  {cell:>9}"))?;
             writeln!(f)
         };
-        row("family", ["same", "different", "skipped", "unstable", "broken", "invalid"])?;
+        row("family", ["same", "reordered", "different", "skipped", "unstable", "broken", "invalid"])?;
         let all = ("all", self.all());
         for (family, counts) in self.families.iter().map(|(family, counts)| (*family, *counts)).chain([all]) {
-            let numbers =
-                [counts.same, counts.different, counts.skipped, counts.unstable, counts.broken, counts.invalid];
+            let numbers = [
+                counts.same,
+                counts.reordered,
+                counts.different,
+                counts.skipped,
+                counts.unstable,
+                counts.broken,
+                counts.invalid,
+            ];
             let cells = numbers.map(|number| number.to_string());
             row(family, std::array::from_fn(|place| cells[place].as_str()))?;
         }
@@ -116,10 +128,10 @@ mod tests {
         summary.count(&done(Family::Bitmaps, Ok(Verdict::Skipped { why: "x".to_owned() })));
         summary.count(&done(Family::Bitmaps, Err("y".to_owned())));
         let expected = "\
-family        same  different    skipped   unstable     broken    invalid
-bitmaps          0          0          1          0          0          1
-jobs             1          0          0          0          0          0
-all              1          0          1          0          0          1
+family        same  reordered  different    skipped   unstable     broken    invalid
+bitmaps          0          0          0          1          0          0          1
+jobs             1          0          0          0          0          0          0
+all              1          0          0          1          0          0          1
 ";
         assert_eq!(summary.to_string(), expected);
         assert_eq!(summary.all().total(), 3);

@@ -128,14 +128,16 @@ impl Machine {
         let mut options = args.options.clone();
         let target = match &args.drive {
             None => match block.lookup(Some(&args.target), Some(&args.target)) {
-                Ok(target) => {
-                    block.drained_begin(source.id).await;
-                    target
-                }
+                Ok(target) => match block.drained_begin_unheld(source.id).await.and(block.still_there(target.id)) {
+                    Ok(()) => target,
+                    Err(gone) => return (None, Err(gone.into())),
+                },
                 Err(reason) => return (None, Err(reason.into())),
             },
             Some(drive) => {
-                block.drained_begin(source.id).await;
+                if let Err(gone) = block.drained_begin_unheld(source.id).await {
+                    return (None, Err(gone.into()));
+                }
                 match self.make_drive_target(&source, &args.target, drive, &mut options).await {
                     Ok(target) => target,
                     Err(error) => return (Some(BackupAction { source, job: None }), Err(error)),

@@ -347,9 +347,7 @@ impl Machine {
             return Err(if named { busy } else { "Device '(null)' is in use".to_owned() }.into());
         }
         let perm = crate::block::Perm::RESIZE;
-        let backend = self.block.new_backend(None, node.id, perm, crate::block::Perm::ALL);
-        self.block.graph_write_section().await;
-        let backend = backend?;
+        let backend = self.block.insert_backend(&node, perm, crate::block::Perm::ALL).await?;
         let result = self.resize_node(&node, size.unsigned_abs()).await;
         self.block.delete_backend(&backend).await;
         result.map(|()| json!({})).map_err(QmpError::from)

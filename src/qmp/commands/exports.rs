@@ -151,8 +151,7 @@ impl Machine {
             return Err("Cannot export read-only node as writable".into());
         }
         let write = if new.writable { Perm::WRITE } else { Perm::NONE };
-        self.block.graph_write_section().await;
-        let backend = self.block.new_backend(None, node.id, Perm::CONSISTENT_READ | write, Perm::ALL)?;
+        let backend = self.block.insert_backend(&node, Perm::CONSISTENT_READ | write, Perm::ALL).await?;
         let name = new.name.clone().unwrap_or_else(|| new.node.clone());
         match self.take_bitmaps(&node, &backend, &name, &new) {
             Ok(bitmaps) => {

@@ -45,6 +45,9 @@ impl Machine {
         for node in &drained {
             self.block.drained_begin(*node).await;
         }
+        for (node, _) in &nodes {
+            self.block.still_there(node.id)?;
+        }
         let result = self.block.reopen(nodes).await;
         drained.iter().for_each(|node| self.block.drained_end(*node));
         result?;

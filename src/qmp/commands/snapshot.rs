@@ -85,7 +85,9 @@ impl Machine {
             Ok(node) => node,
             Err(reason) => return (None, Err(reason.into())),
         };
-        self.block.drained_begin(node.id).await;
+        if let Err(gone) = self.block.drained_begin_unheld(node.id).await {
+            return (None, Err(gone.into()));
+        }
         let mut action = SnapshotAction { node, overlay: None, is_appended: false };
         let result = self.put_overlay(args, &mut action).await;
         (Some(action), result)

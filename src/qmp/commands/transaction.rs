@@ -268,6 +268,7 @@ impl Machine {
     async fn abort(&self, state: &Prepared) -> Result<(), QmpError> {
         match state {
             Prepared::Added(found, name) if self.block.quirks.rollback_by_name => {
+                self.block.still_there(found.0.id)?;
                 let named = found.0.bitmaps.borrow().find(name);
                 if let Some(id) = named {
                     self.bitmap_release(&(found.0.clone(), id));
@@ -277,10 +278,13 @@ impl Machine {
                 self.check_there(found)?;
                 self.bitmap_release(found);
             }
-            Prepared::Removed(found) => self.edit(found, |bitmap| {
-                bitmap.skip_store = false;
-                bitmap.busy = false;
-            }),
+            Prepared::Removed(found) => {
+                self.block.still_there(found.0.id)?;
+                self.edit(found, |bitmap| {
+                    bitmap.skip_store = false;
+                    bitmap.busy = false;
+                });
+            }
             Prepared::Changed(found, old) => {
                 self.check_there(found)?;
                 self.edit(found, |bitmap| bitmap.restore(old.clone()));
@@ -301,6 +305,7 @@ impl Machine {
     }
 
     fn check_there(&self, found: &Found) -> Result<(), QmpError> {
+        self.block.still_there(found.0.id)?;
         match self.is_there(found) {
             true => Ok(()),
             false => Err("not modelled: the rollback of a bitmap that a backup of the same transaction has replaced, \

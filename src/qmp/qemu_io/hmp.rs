@@ -100,19 +100,15 @@ impl Machine {
         let temporary = named.is_none();
         let backend = match named {
             Some(backend) => backend,
-            None => match block.new_backend(None, node.id, Perm::NONE, Perm::ALL) {
+            None => match block.insert_backend(&node, Perm::NONE, Perm::ALL).await {
                 Ok(backend) => backend,
                 Err(reason) => return format!("Error: {reason}\r\n"),
             },
         };
-        if temporary {
-            block.graph_write_section().await;
-        }
         let said = self.qemu_io_on(&backend, &arguments.command).await;
         if temporary {
             // The command's own drain, then the one of the backend's end.
-            block.drained_begin(node.id).await;
-            block.drained_end(node.id);
+            block.drain_backend(&backend).await;
             block.delete_backend(&backend).await;
         }
         self.send_notices();
