@@ -143,7 +143,7 @@ impl Block {
 
     /// Waits for a backend's requests (`blk_drain`). Its node is held: if it is a job's filter that leaves, the backend has
     /// another one afterwards.
-    pub async fn drain_backend(self: &Rc<Self>, backend: &Backend) {
+    async fn drain_backend(self: &Rc<Self>, backend: &Backend) {
         let Some(node) = backend.node(self) else { return };
         self.reference(&node);
         self.drained_begin(node.id).await;
@@ -154,6 +154,8 @@ impl Block {
     /// Removes a backend: waits for its requests, detaches it, drops its reference
     /// (`blk_unref`).
     pub async fn delete_backend(self: &Rc<Self>, backend: &Rc<Backend>) {
+        // Its last user lets go of it, then it of its node: each waits.
+        self.drain_backend(backend).await;
         self.drain_backend(backend).await;
         let root = backend.root.borrow_mut().take();
         if let Some(edge) = root {

@@ -162,11 +162,7 @@ impl Block {
     fn quiesce_all(&self) {
         self.drain_all_count.set(self.drain_all_count.get() + 1);
         let nodes = self.nodes_oldest_first();
-        // A section around this one, so that what climbs to jobs and backends below finds them told already.
-        let told = if self.quirks.drain_all_climbs { Vec::new() } else { self.direct_users(&nodes) };
-        for edge in &told {
-            self.quiesce_parent(edge);
-        }
+        let told = self.tell_direct_users(&nodes);
         for id in nodes {
             self.quiesce_node(id);
         }
@@ -175,18 +171,30 @@ impl Block {
         }
     }
 
-    /// The edges of jobs and backends on these nodes.
-    fn direct_users(&self, nodes: &[NodeId]) -> Vec<Rc<Edge>> {
+    /// Tells the jobs and backends on these nodes, node by node, that a section begins, if sections of all nodes do not climb:
+    /// what does climb to them finds them told already. Their edges, to tell them of the end.
+    fn tell_direct_users(&self, nodes: &[NodeId]) -> Vec<Rc<Edge>> {
+        if self.quirks.drain_all_climbs {
+            return Vec::new();
+        }
         let parents = nodes.iter().flat_map(|id| self.node(*id).parents.borrow().clone());
-        parents.filter(|edge| !matches!(edge.parent, Parent::Node(_))).collect()
+        let users: Vec<Rc<Edge>> = parents.filter(|edge| !matches!(edge.parent, Parent::Node(_))).collect();
+        for edge in &users {
+            self.quiesce_parent(edge);
+        }
+        users
     }
 
     fn unquiesce_all(&self) {
         self.drain_all_count.set(self.drain_all_count.get() - 1);
-        for id in self.nodes_oldest_first() {
-            if self.try_node(id).is_some() {
-                self.unquiesce_node(id);
-            }
+        let nodes = self.nodes_oldest_first();
+        // A section around the end of this one: who is above a node is not told before those on older nodes.
+        let told = self.tell_direct_users(&nodes);
+        for id in nodes {
+            self.unquiesce_node(id);
+        }
+        for edge in &told {
+            self.unquiesce_parent(edge);
         }
     }
 

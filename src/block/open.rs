@@ -245,7 +245,7 @@ impl Block {
                 let Over { node, file, probe } = self.open_over(name, common, file, Role::Snapshot).await?;
                 *node.driver.borrow_mut() = Driver::SnapshotAccess;
                 self.copy_from_child(&node, file.child.get());
-                self.end_probe(&probe).await;
+                self.delete_backend(&probe).await;
                 Ok(node)
             }
             DriverOptions::Other { driver, .. } => Err(format!(
@@ -277,7 +277,7 @@ impl Block {
             return Err(reason);
         }
         node.length.set(window.length(real));
-        self.end_probe(&probe).await;
+        self.delete_backend(&probe).await;
         Ok(node)
     }
 
@@ -361,19 +361,13 @@ impl Block {
         match attached {
             Ok((node, file)) => Ok(Over { node, file, probe }),
             Err(reason) => {
-                self.end_probe(&probe).await;
+                self.delete_backend(&probe).await;
                 if refused {
                     self.give_up(None, true).await;
                 }
                 Err(reason)
             }
         }
-    }
-
-    /// What the probe holds is drained twice (`blk_unref`).
-    pub(super) async fn end_probe(self: &Rc<Self>, probe: &Rc<Backend>) {
-        self.drain_backend(probe).await;
-        self.delete_backend(probe).await;
     }
 
     async fn open_qcow2(
@@ -405,7 +399,7 @@ impl Block {
         };
         *node.driver.borrow_mut() = Driver::Qcow2(qcow2.clone());
         *node.automatic_backing.borrow_mut() = qcow2.backing_name();
-        self.end_probe(&probe).await;
+        self.delete_backend(&probe).await;
         if let Err(reason) = self.open_backing(&node, &qcow2, backing).await {
             self.unref(node.id).await;
             return Err(reason);
@@ -525,7 +519,7 @@ impl Block {
             Ok(cbw) => {
                 *node.driver.borrow_mut() = Driver::CopyBeforeWrite(Rc::new(cbw));
                 self.copy_from_child(&node, file.child.get());
-                self.end_probe(&probe).await;
+                self.delete_backend(&probe).await;
                 Ok(node)
             }
             Err(reason) => {

@@ -37,7 +37,7 @@ impl Block {
     pub(super) async fn driver_refused(self: &Rc<Self>, node: NodeId, probe: Option<&Rc<Backend>>) {
         self.graph_write_section().await;
         if let Some(probe) = probe {
-            self.end_probe(probe).await;
+            self.delete_backend(probe).await;
         }
         self.unref(node).await;
     }

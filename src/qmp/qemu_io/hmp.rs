@@ -107,8 +107,6 @@ impl Machine {
         };
         let said = self.qemu_io_on(&backend, &arguments.command).await;
         if temporary {
-            // The command's own drain, then the one of the backend's end.
-            block.drain_backend(&backend).await;
             block.delete_backend(&backend).await;
         }
         self.send_notices();
