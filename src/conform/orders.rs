@@ -47,3 +47,56 @@ pub(super) fn each_order(case: &Case, most: u64, see: &mut dyn FnMut(Side) -> bo
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::parse;
+    use crate::scenario::run::Ending;
+
+    const CASE: &str = "\
+name: leaving
+steps:
+  - {image: disk, format: raw, size: 64k}
+  - {image: target, format: raw, size: 64k}
+  - vm: launch
+  - {execute: blockdev-add, arguments: {driver: file, node-name: disk, filename: TEST_DIR/PID-disk}}
+  - {execute: blockdev-add, arguments: {driver: file, node-name: target, filename: TEST_DIR/PID-target}}
+  - {qemu-io: disk, command: write 0 64k}
+  - execute: blockdev-backup
+    arguments: {job-id: job0, device: disk, target: target, sync: full, filter-node-name: filter}
+  - {execute: block-dirty-bitmap-add, arguments: {node: filter, name: bitmap}}
+";
+
+    fn sides(most: u64) -> Vec<Side> {
+        let case = parse("leaving.yaml", CASE).and_then(|scenario| scenario.cases()).expect("no mistakes").remove(0);
+        let mut sides = Vec::new();
+        each_order(&case, most, &mut |side| {
+            sides.push(side);
+            true
+        });
+        sides
+    }
+
+    #[test]
+    fn the_first_order_is_qemus_own_and_others_follow() {
+        let sides = sides(40);
+        assert_eq!(sides.len(), 40);
+        assert!(sides.iter().all(|side| side.ending == Ending::Passed));
+        let finds_filter = |side: &Side| !side.transcript.contains("Cannot find");
+        assert!(!finds_filter(&sides[0]), "{}", sides[0].transcript);
+        assert!(sides.iter().any(finds_filter));
+    }
+
+    #[test]
+    fn orders_are_the_same_each_time_and_end_when_enough_is_seen() {
+        assert_eq!(sides(20), sides(40)[..20]);
+        let case = parse("leaving.yaml", CASE).and_then(|scenario| scenario.cases()).expect("no mistakes").remove(0);
+        let mut seen = 0;
+        each_order(&case, 40, &mut |_| {
+            seen += 1;
+            seen < 3
+        });
+        assert_eq!(seen, 3);
+    }
+}
