@@ -172,6 +172,9 @@ quirks! {
     file_is_specific: true;
     /// 10.0: a refused block_resize names the op blocker; 7.2: `Device '(null)' is in use`.
     resize_names_blocker: true;
+    /// 10.0: of what a snapshot reader discards, whole clusters are given up; 7.2 asserts that it asks for nothing else
+    /// (`cbw_co_pdiscard_snapshot`).
+    snapshot_discard_rounds: true;
     /// 7.2: a snapshot read whose done run ends inside the request reads new data from the source
     /// (`block/copy-before-write.c`).
     snapshot_done_lookup_wrong: false;

@@ -44,6 +44,13 @@ fn a_jobs_filter_must_not_carry_anothers_bitmap() {
 }
 
 #[test]
+fn a_snapshot_must_be_given_up_in_whole_clusters() {
+    let text = include_str!("aborts/part-of-a-snapshot-discarded.yaml");
+    assert_aborts(text, Compat::Qemu72, "discard 160k 32k");
+    assert_eq!(ending(text, Compat::Qemu100), Ending::Passed);
+}
+
+#[test]
 fn a_machine_may_abort_while_it_is_told_to_end() {
     let text = include_str!("aborts/snapshot-below-a-filter.yaml");
     let (before, _) = text.split_once("  - execute: job-finalize").expect("the command");

@@ -331,8 +331,12 @@ impl Block {
         let cbw = self.snapshot_of(filter)?;
         let cluster = cbw.copy.cluster_size;
         let start = offset.next_multiple_of(cluster);
-        let end = offset + bytes;
-        let end = if end >= cbw.copy.length { cbw.copy.length } else { end - end % cluster };
+        let asked = offset + bytes;
+        let end = if asked >= cbw.copy.length { cbw.copy.length } else { asked - asked % cluster };
+        if !self.quirks.snapshot_discard_rounds && (start != offset || end != asked) {
+            self.abort("a part of a cluster of a snapshot is discarded");
+            return Err(Errno::EINVAL);
+        }
         if end <= start {
             return Ok(());
         }

@@ -307,7 +307,7 @@ impl Block {
             }
             Driver::Qcow2(qcow2) => qcow2.pdiscard(self, offset, bytes).await,
             Driver::Blkdebug(blkdebug) => {
-                if bytes < blkdebug.align.max(blkdebug.opt_discard.unwrap_or(0)) {
+                if bytes < self.request_alignment(node) {
                     return Err(Errno::ENOTSUP);
                 }
                 match blkdebug.check(self, IoType::Discard, Some((offset, bytes))).await? {

@@ -4,10 +4,13 @@
 //! compares and shrinks. This is the one part of backsim that lives in real time, with processes and threads;
 //! must never be used by what runs under the simulator.
 
+mod chance;
 mod command;
 pub mod forced;
 pub mod generate;
 mod guard;
+mod guests;
+mod left;
 mod orders;
 pub mod real;
 mod real_run;

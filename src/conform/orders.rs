@@ -4,15 +4,19 @@
 //! request. The model's own order is one of these ways; which others it knows is found out as exploration does. Must never
 //! depend on anything but the case and the number of orders asked for.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use crate::explore::Setup;
 use crate::explore::search::learn;
 use crate::explore::strategy::{DelayBounded, Kind, Sparse};
 use crate::scenario::Case;
-use crate::scenario::simulate::{SimOptions, simulate};
+use crate::scenario::simulate::{InspectFiles, SimOptions, simulate};
 use crate::sim::{Choices, Strategy};
 
+use super::guests::concurrent;
+use super::left::{of_host, without_requests};
 use super::verdict::Side;
 
 /// Departures from QEMU's own order in those orders that are tried one by one; the others are drawn.
@@ -26,6 +30,7 @@ const STEP_LIMIT: u64 = 1_000_000;
 /// from QEMU's own, all of which there are in the end, and a drawn one.
 pub(super) fn each_order(case: &Case, most: u64, see: &mut dyn FnMut(Side) -> bool) {
     let (learned, _) = learn(&Setup::new(case.clone(), Vec::new()));
+    let has_actors = concurrent(&case.steps).next().is_some();
     let mut bounded = DelayBounded::new(DEPARTURES);
     for index in 0..most {
         let departures = if index % 2 == 0 { bounded.next_schedule() } else { None };
@@ -34,15 +39,26 @@ pub(super) fn each_order(case: &Case, most: u64, see: &mut dyn FnMut(Side) -> bo
             Some(departures) => Box::new(Sparse::new(departures)),
             None => Kind::Auto.strategy(SEED, index, &learned),
         };
-        let options =
-            SimOptions { choices: Choices::with(strategy), step_limit: Some(STEP_LIMIT), ..SimOptions::default() };
+        let left: Rc<RefCell<String>> = Rc::default();
+        let slot = left.clone();
+        let look: InspectFiles = Box::new(move |host| *slot.borrow_mut() = of_host(host));
+        let options = SimOptions {
+            choices: Choices::with(strategy),
+            step_limit: Some(STEP_LIMIT),
+            inspect_files: has_actors.then_some(look),
+            ..SimOptions::default()
+        };
         // A model that panics is a way that no QEMU takes.
         let Ok(Ok(run)) = catch_unwind(AssertUnwindSafe(|| simulate(case, options))) else { continue };
         if is_bounded {
             let widths = run.choices.iter().filter(|choice| choice.what == "step").map(|choice| choice.n);
             bounded.has_run(widths.collect());
         }
-        if !see(run.outcome.into()) {
+        let mut side = Side::from(run.outcome);
+        if has_actors {
+            side.transcript = without_requests(&side.transcript) + &left.borrow();
+        }
+        if !see(side) {
             break;
         }
     }

@@ -10,7 +10,10 @@ use crate::scenario::Case;
 use crate::scenario::backend::RunErrorKind;
 use crate::scenario::run::{CaseOutcome, Ending, Recorder, run_recorded};
 
+use super::chance::ChanceQemu;
 use super::guard;
+use super::guests::{concurrent, guest_nodes};
+use super::left::of_directory;
 use super::real::{RealOptions, RealQemu, Trouble};
 
 /// A case done by a real QEMU.
@@ -20,6 +23,8 @@ pub struct RealRun {
     pub outcome: CaseOutcome,
     /// What was wrong with QEMU itself; then the outcome means nothing.
     pub trouble: Option<Trouble>,
+    /// What raw images hold in the end, of a case with actors.
+    pub left: String,
     /// Where images and output are kept, if they are.
     pub kept: Option<PathBuf>,
 }
@@ -38,13 +43,19 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
         }
     };
     let recorder = Recorder::default();
-    let ending = match ready(run_recorded(&backend, case, &recorder)) {
+    let has_actors = concurrent(&case.steps).next().is_some();
+    let outcome = match has_actors {
+        true => ready(run_recorded(&ChanceQemu::new(backend.clone(), guest_nodes(&case.steps)), case, &recorder)),
+        false => ready(run_recorded(&backend, case, &recorder)),
+    };
+    let ending = match outcome {
         Some(outcome) => outcome.ending,
         None => failed(case, "the run waits for nothing".to_owned()),
     };
     let trouble = backend.trouble();
     // The machine must be gone before its directory is.
     drop(backend);
+    let left = if has_actors { of_directory(dir.path()) } else { String::new() };
     let kept = match keep {
         Some(_) => Some(dir.keep()),
         None => {
@@ -52,7 +63,7 @@ pub fn run_real(options: &RealOptions, case: &Case, keep: Option<&Path>) -> Real
             None
         }
     };
-    RealRun { outcome: CaseOutcome { transcript: recorder.transcript(), ending }, trouble, kept }
+    RealRun { outcome: CaseOutcome { transcript: recorder.transcript(), ending }, trouble, left, kept }
 }
 
 /// The result of a future of the real backend: every method blocks, so the first poll is the last one.
@@ -81,5 +92,5 @@ fn failed(case: &Case, why: String) -> Ending {
 
 fn never_began(case: &Case, why: String) -> RealRun {
     let outcome = CaseOutcome { transcript: Recorder::default().transcript(), ending: failed(case, why.clone()) };
-    RealRun { outcome, trouble: Some(Trouble::surroundings(why)), kept: None }
+    RealRun { outcome, trouble: Some(Trouble::surroundings(why)), left: String::new(), kept: None }
 }

@@ -12,8 +12,9 @@ use crate::units::format_duration;
 /// The longest that the steps of a case may sleep in real time.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// Why `case` is not run on a real QEMU; `None` if it is.
-pub fn reason(case: &Case) -> Option<String> {
+/// Why `case` is not run on a real QEMU; `None` if it is. `in_any_order`: the model is asked in other orders than QEMU's own, so
+/// that actors may come in any.
+pub fn reason(case: &Case, in_any_order: bool) -> Option<String> {
     let settings = &case.settings;
     if settings.schedule.strategy != "qemu" {
         let strategy = settings.schedule.strategy;
@@ -26,7 +27,7 @@ pub fn reason(case: &Case) -> Option<String> {
         return Some(format!("defect `{}` is in the model only", defect.0));
     }
     let mut slept = 0;
-    let reason = of_steps(&case.steps, &mut slept);
+    let reason = of_steps(&case.steps, in_any_order, &mut slept);
     let longest = u64::try_from(LONGEST_SLEEP.as_nanos()).unwrap_or(u64::MAX);
     match reason {
         None if slept > longest => {
@@ -37,9 +38,13 @@ pub fn reason(case: &Case) -> Option<String> {
     }
 }
 
-fn of_steps(steps: &[Step], slept: &mut u64) -> Option<String> {
+fn of_steps(steps: &[Step], in_any_order: bool, slept: &mut u64) -> Option<String> {
     steps.iter().find_map(|step| {
         let why = match &*step.verb {
+            Verb::Concurrently(step) if in_any_order => {
+                let mut actors = step.actors.iter();
+                return actors.find_map(|(_, steps)| of_steps(&steps.0, false, slept));
+            }
             Verb::Concurrently(_) => "the order of actors is the schedule's",
             Verb::Fault(_) => "a fault of the model, not of blkdebug",
             Verb::Workload(_) => "requests and their order come from the seed",
@@ -47,7 +52,7 @@ fn of_steps(steps: &[Step], slept: &mut u64) -> Option<String> {
                 *slept = slept.saturating_add(sleep.sleep.0);
                 return None;
             }
-            Verb::RunJob(job) => return of_steps(&job.pre_finalize.0, slept),
+            Verb::RunJob(job) => return of_steps(&job.pre_finalize.0, in_any_order, slept),
             _ => return None,
         };
         Some(format!("step `{}` at line {}: {why}", step.verb.key(), step.line))
@@ -62,7 +67,7 @@ mod tests {
     fn reason_of(text: &str) -> Option<String> {
         let scenario = parse("t.yaml", text).expect("a scenario");
         let cases = scenario.cases().expect("cases");
-        reason(&cases[0])
+        reason(&cases[0], false)
     }
 
     #[test]
@@ -73,5 +78,18 @@ mod tests {
         assert!(reason_of("timing: {read: 1ms}\nsteps: []\n").is_some_and(|why| why.starts_with("`timing`")));
         assert!(reason_of("schedule: {strategy: random}\nsteps: []\n").is_some_and(|why| why.contains("random")));
         assert_eq!(reason_of("steps:\n  - sleep: 1s\n  - log: x\n"), None);
+    }
+
+    #[test]
+    fn actors_are_run_where_any_order_will_do() {
+        let with = |step: &str| {
+            let text = format!("steps:\n  - concurrently:\n      one:\n        - {step}\n");
+            parse("t.yaml", &text).and_then(|scenario| scenario.cases()).expect("cases").remove(0)
+        };
+        assert!(reason(&with("sleep: 1s"), false).is_some_and(|why| why.contains("`concurrently`")));
+        assert_eq!(reason(&with("sleep: 1s"), true), None);
+        assert!(
+            reason(&with("fault: {node: x, on: write, error: EIO}"), true).is_some_and(|why| why.contains("`fault`"))
+        );
     }
 }

@@ -10,6 +10,8 @@ use crate::scenario::backend::RunErrorKind;
 use crate::scenario::run::Ending;
 use crate::scenario::{Case, Diagnostics, Scenario};
 
+use super::guests::concurrent;
+use super::left::{show_bitmaps, without_requests};
 use super::orders::each_order;
 use super::real_run::run_real;
 use super::skip;
@@ -63,16 +65,30 @@ impl Trial<'_> {
     /// Compares one case, the model under the real QEMU's compat.
     pub fn case(&self, case: &Case) -> CaseReport {
         let mut report = CaseReport { name: case.name.clone(), verdict: Verdict::Same, kept: Vec::new() };
-        if let Some(why) = skip::reason(case) {
+        if let Some(why) = skip::reason(case, self.orders > 0) {
             report.verdict = Verdict::Skipped { why };
             return report;
         }
-        let model = self.model(case);
+        let has_actors = concurrent(&case.steps).next().is_some();
+        let shown;
+        let (case, model) = match has_actors {
+            false => (case, self.model(case)),
+            true => {
+                let mut with_bitmaps = case.clone();
+                show_bitmaps(&mut with_bitmaps);
+                shown = with_bitmaps;
+                (&shown, self.own_order(&shown))
+            }
+        };
         let mut runs = Vec::new();
         for _ in 0..self.repeat.runs.max(1) {
             let run = run_real(&self.qemu.options, case, self.keep);
             report.kept.extend(run.kept);
-            runs.push(RealSide { side: run.outcome.into(), trouble: run.trouble });
+            let mut side = Side::from(run.outcome);
+            if has_actors {
+                side.transcript = without_requests(&side.transcript) + &run.left;
+            }
+            runs.push(RealSide { side, trouble: run.trouble });
             report.verdict = compare(&runs, &model, &[]);
             if self.repeat.only_if_different && matches!(report.verdict, Verdict::Same | Verdict::Unstable { .. }) {
                 break;
@@ -93,6 +109,16 @@ impl Trial<'_> {
         let mut case = case.clone();
         case.settings.compat = Compatibility(self.qemu.compat());
         case
+    }
+
+    /// The model's side of a case with actors, with what it leaves.
+    fn own_order(&self, case: &Case) -> Side {
+        let mut own = None;
+        each_order(&self.as_real(case), 1, &mut |side| {
+            own = Some(side);
+            false
+        });
+        own.unwrap_or_else(|| self.model(case))
     }
 
     /// What the model makes of the case in other orders, as far as a real run went that way too.

@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use crate::qmp::qemu_io::{IoCommand, parse};
-use crate::quirks::{Compat, Quirks};
 use crate::scenario::ast::{FaultSpec, Workload};
 use crate::scenario::backend::{
     Actor, Backend, Event, ImageSpec, QemuImgOutput, QemuIoReply, RunError, StepPosition, WorkloadSummary,
 };
 
+use super::super::guests::{Guests, asynchronous, result_of, turn};
 use super::super::real::RealQemu;
 use super::holds::Holds;
 use super::plan::{Plan, What};
@@ -60,20 +59,9 @@ struct Shared {
     real: RealQemu,
     setting: Setting,
     holds: RefCell<Option<Holds>>,
-    /// The backend of each node's guest.
-    guests: RefCell<BTreeMap<String, String>>,
+    guests: Guests,
     forced: RefCell<Forced>,
     used: Cell<bool>,
-}
-
-/// Gives the turn to others once.
-async fn turn() {
-    let mut waited = false;
-    std::future::poll_fn(|_| match std::mem::replace(&mut waited, true) {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
-    })
-    .await;
 }
 
 /// What QEMU has done looks like this once `look` gives something; tried for `patience`.
@@ -88,32 +76,14 @@ fn soon<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T>
     }
 }
 
-/// A guest's request in the form that leaves the monitor free while it is under way, and where it begins; none
-/// for those that qemu-io has no such form of.
-fn asynchronous(command: &str) -> Option<(String, u64)> {
-    let (verb, rest) = command.split_once(' ')?;
-    match parse(&Quirks::of(Compat::Qemu100), command, &mut String::new()) {
-        Ok(IoCommand::Read(transfer) | IoCommand::Write(transfer)) if matches!(verb, "write" | "read") => {
-            Some((format!("aio_{verb} {rest}"), transfer.offset))
-        }
-        _ => None,
-    }
-}
-
-/// What qemu-io prints when the asynchronous request at `offset` is over.
-fn result_of(printed: &str, offset: u64) -> Option<&str> {
-    let done = format!(" bytes at offset {offset}");
-    printed.lines().find(|line| line.ends_with(&done) || line.starts_with("aio_") && line.contains(" failed: "))
-}
-
 impl ForcedQemu {
     /// `real`, made to do what `setting` says.
     pub fn new(real: RealQemu, setting: Setting) -> ForcedQemu {
         ForcedQemu(Rc::new(Shared {
+            guests: Guests::new(&real),
             real,
             setting,
             holds: RefCell::default(),
-            guests: RefCell::default(),
             forced: RefCell::default(),
             used: Cell::new(false),
         }))
@@ -136,40 +106,16 @@ impl ForcedQemu {
         result
     }
 
-    /// Gives each guest a backend of its own: a device's, not the monitor's for one command, which would wait for
-    /// the end of every request that it began. Once something is held it is too late, since a new backend waits for
-    /// all requests of its node.
-    fn add_guests(&self) -> Result<(), RunError> {
-        let Setting { nodes, .. } = &self.0.setting;
-        for (number, node) in nodes.iter().enumerate() {
-            let backend = format!("backsim-guest-{number}");
-            let below = format!("{{\"driver\":\"raw\",,\"file\":\"{node}\"}}");
-            self.monitor(&format!("drive_add 0 if=none,id={backend},file=json:{below}"))?;
-            self.0.guests.borrow_mut().insert(node.to_string(), backend);
-        }
-        Ok(())
-    }
-
-    fn guest(&self, node: &str) -> Result<String, RunError> {
-        let backend = self.0.guests.borrow().get(node).cloned();
-        backend.ok_or_else(|| RunError::machine(format!("no guest of an actor is at node '{node}'")))
-    }
-
-    fn monitor(&self, line: &str) -> Result<Value, RunError> {
-        let arguments = Map::from_iter([("command-line".to_owned(), line.into())]);
-        self.0.real.execute_now("human-monitor-command", &arguments)
-    }
-
     /// A guest's request, which other moves may come before the end of.
     async fn guest_request(&self, node: &str, command: &str) -> Result<QemuIoReply, RunError> {
-        let backend = self.guest(node)?;
+        let backend = self.0.guests.drive(node)?;
         let from = self.with_holds(async |holds| Ok(holds.printed_bytes())).await?;
         let Some((request, offset)) = asynchronous(command) else {
-            let reply = self.monitor(&format!("qemu-io {backend} \"{command}\""))?;
+            let reply = self.0.guests.monitor(&format!("qemu-io {backend} \"{command}\""))?;
             turn().await;
             return Ok(QemuIoReply { output: String::new().into(), reply });
         };
-        let reply = self.monitor(&format!("qemu-io {backend} \"{request}\""))?;
+        let reply = self.0.guests.monitor(&format!("qemu-io {backend} \"{request}\""))?;
         loop {
             turn().await;
             let look = || {
@@ -329,7 +275,7 @@ impl Backend for ForcedQemu {
         if self.0.used.replace(true) {
             return Err(RunError::machine("a schedule is carried over for one `concurrently` step, not for two"));
         }
-        self.add_guests()?;
+        self.0.guests.add(&self.0.setting.nodes)?;
         let holds = Holds::set(&self.0.real, &self.0.setting.points).await?;
         *self.0.holds.borrow_mut() = Some(holds);
         let mut actors: BTreeMap<String, Option<Actor>> =
@@ -338,10 +284,7 @@ impl Backend for ForcedQemu {
         drop(actors);
         *self.0.holds.borrow_mut() = None;
         result?;
-        for backend in std::mem::take(&mut *self.0.guests.borrow_mut()).into_values() {
-            self.monitor(&format!("drive_del {backend}"))?;
-        }
-        Ok(())
+        self.0.guests.remove()
     }
 
     fn set_position(&self, step: &StepPosition<'_>) {

@@ -18,11 +18,13 @@ use std::time::Duration;
 use crate::explore::file::ReplayFile;
 use crate::explore::schedule::Replay;
 use crate::scenario::Case;
-use crate::scenario::ast::{Compatibility, QueryBitmaps, Step, Verb, VmAction};
+use crate::scenario::ast::Compatibility;
 use crate::scenario::run::{Recorder, run_recorded};
 use crate::scenario::simulate::{SimOptions, simulate};
 use crate::sim::Choices;
 
+use super::guests::guest_nodes;
+use super::left::show_bitmaps;
 use super::real::{RealOptions, RealQemu, TroubleKind};
 use super::real_run::ready;
 use super::tools::Qemu;
@@ -99,25 +101,11 @@ pub fn force(qemu: &Qemu, file: &ReplayFile) -> Result<ForcedReport, String> {
     };
     let model: Side = simulate(&case, options)?.outcome.into();
     let misfits = fit.take().missed.iter().map(ToString::to_string).collect();
-    let setting = Setting { plan: plan.take(), points, nodes: plan::guest_nodes(&case.steps) };
+    let setting = Setting { plan: plan.take(), points, nodes: guest_nodes(&case.steps) };
     let moves = setting.plan.moves.len();
     let (real, forced) = run(qemu, &case, setting, &real_dir)?;
     let verdict = compare(&[real], &model, &[]);
     Ok(ForcedReport { moves, forced, verdict, images: different_images(qemu, &model_dir, &real_dir), misfits })
-}
-
-/// Lets a case that ends with a machine show all bitmaps, so that they are compared.
-fn show_bitmaps(case: &mut Case) {
-    let vm = case.steps.iter().rev().find_map(|step| match &*step.verb {
-        Verb::Vm(vm) => Some(vm.vm),
-        _ => None,
-    });
-    if vm == Some(VmAction::Launch) {
-        let mut steps = case.steps.to_vec();
-        let verb = Verb::QueryBitmaps(QueryBitmaps { query_bitmaps: Default::default() });
-        steps.push(Step { line: case.line, via: [].into(), label: None, verb: verb.into() });
-        case.steps = steps.into();
-    }
 }
 
 fn run(qemu: &Qemu, case: &Case, setting: Setting, dir: &Path) -> Result<(RealSide, Forced), String> {

@@ -6,8 +6,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::scenario::ast::{Concurrently, Step, Verb};
+use crate::scenario::ast::Step;
 use crate::sim::{ChoicePoint, Strategy};
+
+use super::super::guests::concurrent;
 
 /// What steps of clients are called.
 const ACTOR: &str = "actor";
@@ -60,27 +62,9 @@ pub struct Plan {
     pub requests: Vec<Request>,
 }
 
-/// All `concurrently` among the steps.
-fn concurrent(steps: &[Step]) -> impl Iterator<Item = &Concurrently> {
-    steps.iter().filter_map(|step| match &*step.verb {
-        Verb::Concurrently(concurrently) => Some(concurrently),
-        _ => None,
-    })
-}
-
 /// The names of all actors of the steps.
 pub fn actors(steps: &[Step]) -> BTreeSet<Rc<str>> {
     concurrent(steps).flat_map(|step| step.actors.iter().map(|(name, _)| Rc::from(&**name))).collect()
-}
-
-/// The nodes at which actors have guests.
-pub fn guest_nodes(steps: &[Step]) -> BTreeSet<Rc<str>> {
-    let steps = concurrent(steps).flat_map(|step| step.actors.iter().flat_map(|(_, steps)| &steps.0));
-    let nodes = steps.filter_map(|step| match &*step.verb {
-        Verb::QemuIo(io) => Some(Rc::from(&*io.qemu_io)),
-        _ => None,
-    });
-    nodes.collect()
 }
 
 /// Lets another strategy decide and writes the plan down.
