@@ -336,9 +336,8 @@ impl Block {
         let child = match self.open_child(file, Inherit::Child(&options)).await {
             Ok(child) => child,
             Err(reason) => {
-                // Only the children of formats are opened before the driver is asked.
-                let format = role == Role::Storage || matches!(driver, Driver::Raw(_));
-                self.give_up(None, !format).await;
+                // The format's probe asks for the file before the driver is asked.
+                self.give_up(None, false).await;
                 return Err(reason);
             }
         };
