@@ -86,6 +86,8 @@ pub(super) struct EventLoop {
     frames: Vec<TaskId>,
     /// The innermost frame has looked at its condition since anything last happened.
     looked: bool,
+    /// The innermost frame is in a bare poll, in which nothing has happened yet: it goes on in any case.
+    bare: bool,
     turn: Turn,
     /// The event under way, and how many arrivals and actors it has made: together they name each of those.
     event: u64,
@@ -169,6 +171,12 @@ impl EventLoop {
         self.pending.is_empty()
     }
 
+    /// What frames wait for may have come.
+    fn something_happens(&mut self) {
+        self.looked = false;
+        self.bare = false;
+    }
+
     /// Whether nothing waits for the next dispatch of the monitor's context.
     fn monitor_is_quiet(&self) -> bool {
         access::touch(access::MONITOR, Mode::Read);
@@ -177,7 +185,7 @@ impl EventLoop {
 
     /// Whether all that the loop can do by itself is to look at the innermost frame's condition.
     fn can_only_look(&self) -> bool {
-        !self.frames.is_empty() && self.no_bottom_half()
+        !self.frames.is_empty() && !self.bare && self.no_bottom_half()
     }
 
     /// Whether the loop is where QEMU's looks for what is ready.
@@ -231,7 +239,7 @@ impl EventLoop {
 
     fn is_idle(&self) -> bool {
         // Each queue is looked at only where it decides.
-        let rest_idle = if self.frames.is_empty() { self.monitor_slice.is_empty() } else { self.looked };
+        let rest_idle = if self.frames.is_empty() { self.monitor_slice.is_empty() } else { self.looked && !self.bare };
         let own_idle = self.slices.is_empty() && rest_idle && self.no_bottom_half();
         // Inside a frame's poll the monitor's context does not run.
         own_idle && (!self.frames.is_empty() || self.monitor_is_quiet())
@@ -343,7 +351,18 @@ impl Sim {
     /// One bare poll of the main context's bottom halves (`aio_bh_poll`), from a frame.
     pub async fn poll_bottom_halves(&self) {
         let done = Cell::new(false);
-        self.poll_until("one poll", || done.replace(true) || self.0.events.borrow().no_bottom_half()).await;
+        // What is left of the slice that this frame is in is run first, even if nothing is new. When exploring, a request may
+        // be found complete here: that is a bottom half too (`thread_pool_completion_bh`), and what it schedules waits.
+        let explores = self.0.choices.borrow().explores();
+        let is_over = || {
+            let mut events = self.0.events.borrow_mut();
+            let begins = !done.replace(true);
+            events.bare = begins && explores;
+            // Who waits next has not looked yet.
+            events.looked = false;
+            !begins || !explores && events.no_bottom_half() && events.slices.is_empty()
+        };
+        self.poll_until("one poll", is_over).await;
     }
 
     /// Runs `future` in a coroutine and polls until it has ended; inside a coroutine it is simply
@@ -411,7 +430,7 @@ impl Sim {
         }
         {
             let mut events = self.0.events.borrow_mut();
-            if events.frames.last() != Some(&frame) || events.take_slice() {
+            if events.frames.last() != Some(&frame) || events.take_slice() || events.bare {
                 return Ok(());
             }
             // When exploring, the strategy is asked which arrival ends the wait.
@@ -451,7 +470,7 @@ impl Sim {
     }
 
     fn run_bottom_half(&self, bottom_half: BottomHalf) {
-        self.0.events.borrow_mut().looked = false;
+        self.0.events.borrow_mut().something_happens();
         match bottom_half {
             BottomHalf::Call(f) => f(),
             BottomHalf::Frame(name, owner, future) => {
@@ -513,7 +532,7 @@ impl Sim {
 
     fn begin_arrival(&self, events: &mut EventLoop, key: ArrivalKey, event: u64) {
         self.0.now.set(self.now().max(key.at));
-        events.looked = false;
+        events.something_happens();
         if key.class == Class::Completion {
             events.round = events.round.max(key.round + 1);
             let round = events.round;
