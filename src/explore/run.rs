@@ -143,6 +143,8 @@ pub struct Trial<'a> {
 enum TrialState {
     Running(Box<Simulation>),
     Crashed(String),
+    /// An assertion of QEMU had failed; what went wrong after that says nothing.
+    Aborted(String),
     Refused(String),
 }
 
@@ -174,7 +176,11 @@ impl<'a> Trial<'a> {
         match guarded(|| simulation.step()) {
             Ok(going_on) => going_on,
             Err(said) => {
-                let crashed = std::mem::replace(&mut self.state, TrialState::Crashed(said));
+                let then = match simulation.aborted() {
+                    Some(why) => TrialState::Aborted(why),
+                    None => TrialState::Crashed(said),
+                };
+                let crashed = std::mem::replace(&mut self.state, then);
                 // Nobody can tell what may be left of it.
                 let _ = guarded(move || drop(crashed));
                 false
@@ -185,20 +191,25 @@ impl<'a> Trial<'a> {
     /// The verdict on a run that has come to its end.
     pub fn judge(self) -> RunReport {
         let Trial { setup, watch, left, images, state } = self;
+        let (mut report, mut ending) = (RunReport::default(), Vec::new());
         let outcome = match state {
-            TrialState::Running(simulation) => guarded(move || simulation.finish()).map(Ok),
-            TrialState::Crashed(said) => Err(said),
-            TrialState::Refused(reason) => Ok(Err(reason)),
+            TrialState::Aborted(why) => {
+                ending.push(Violation::new(Breach::Aborted, &why, why.clone()));
+                None
+            }
+            TrialState::Running(simulation) => Some(guarded(move || simulation.finish()).map(Ok)),
+            TrialState::Crashed(said) => Some(Err(said)),
+            TrialState::Refused(reason) => Some(Ok(Err(reason))),
         };
         access::end();
-        let (mut report, mut ending) = (RunReport::default(), Vec::new());
         match outcome {
-            Err(said) => {
+            None => {}
+            Some(Err(said)) => {
                 let text = format!("the machine crashed: {said}");
                 ending.push(Violation::new(Breach::Crash, "the machine", text));
             }
-            Ok(Err(reason)) => ending.push(Violation::new(Breach::Unexpected, "the scenario", reason)),
-            Ok(Ok(run)) => {
+            Some(Ok(Err(reason))) => ending.push(Violation::new(Breach::Unexpected, "the scenario", reason)),
+            Some(Ok(Ok(run))) => {
                 judge_ending(setup, &run, &mut ending);
                 report.choices = run.choices;
                 report.steps = run.steps;

@@ -155,6 +155,13 @@ impl Simulation {
         self.ended.is_none()
     }
 
+    /// What an assertion of QEMU has found wrong, if one has failed in the last machine.
+    pub fn aborted(&self) -> Option<String> {
+        let Shared { machine, dead, .. } = &*self.backend.0;
+        let machine = machine.borrow().clone().or_else(|| dead.borrow().clone())?;
+        machine.block.aborted().map(|why| aborted("", why).to_string())
+    }
+
     /// Looks at what is left, as the options ask for, and takes everything down. A run that had not come to its end
     /// counts as one that goes on for ever.
     pub fn finish(self) -> SimRun {

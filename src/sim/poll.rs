@@ -185,7 +185,7 @@ impl EventLoop {
 
     /// Whether all that the loop can do by itself is to look at the innermost frame's condition.
     fn can_only_look(&self) -> bool {
-        !self.frames.is_empty() && !self.bare && self.no_bottom_half()
+        !self.frames.is_empty() && self.no_bottom_half()
     }
 
     /// Whether the loop is where QEMU's looks for what is ready.
@@ -559,7 +559,8 @@ impl Sim {
                 alternatives.push(Alternative { footprint, sequence: 0, event: 0 });
             }
             for (key, arrival) in events.arrivals.iter() {
-                if key.class != Class::Patience {
+                let is_request = matches!(key.class, Class::Completion | Class::Durable);
+                if key.class != Class::Patience && (is_request || !events.bare) {
                     keys.push(Some(*key));
                     let Arrival { footprint, event, .. } = *arrival;
                     alternatives.push(Alternative { footprint, sequence: key.sequence, event });
