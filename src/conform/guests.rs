@@ -97,9 +97,12 @@ impl Guests {
                 let line = format!("drive_add 0 if=none,id={drive},discard=unmap{how},file=json:{below}");
                 Ok(said(&self.monitor(&line)?) == "OK")
             };
-            // A guest that was there before a filter is above it. Where nobody may write, one can read.
-            let top = self.above_filters(node)?;
-            let _ = add(&top, "")? || add(&top, ",readonly=on")?;
+            // A guest that was there before a filter is above it; the filter may leave before the guest comes. Where nobody may
+            // write, one can read; where there is no node yet, each request is refused.
+            let mut is_there = false;
+            for how in ["", "", "", ",readonly=on"] {
+                is_there = is_there || add(&self.above_filters(node)?, how)?;
+            }
             self.drives.borrow_mut().insert(node.to_string(), drive);
         }
         Ok(())

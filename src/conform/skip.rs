@@ -43,7 +43,7 @@ fn of_steps(steps: &[Step], in_any_order: bool, slept: &mut u64) -> Option<Strin
         let why = match &*step.verb {
             Verb::Concurrently(step) if in_any_order => {
                 let mut actors = step.actors.iter();
-                return actors.find_map(|(_, steps)| of_steps(&steps.0, false, slept));
+                return actors.find_map(|(_, steps)| of_actor(&steps.0, slept));
             }
             Verb::Concurrently(_) => "the order of actors is the schedule's",
             Verb::Fault(_) => "a fault of the model, not of blkdebug",
@@ -57,6 +57,14 @@ fn of_steps(steps: &[Step], in_any_order: bool, slept: &mut u64) -> Option<Strin
         };
         Some(format!("step `{}` at line {}: {why}", step.verb.key(), step.line))
     })
+}
+
+/// Why an actor's steps are not run on a real QEMU.
+fn of_actor(steps: &[Step], slept: &mut u64) -> Option<String> {
+    let ends = steps.iter().find(|step| matches!(*step.verb, Verb::Vm(_)));
+    let why =
+        ends.map(|step| format!("step `vm` at line {}: a machine that ends takes the actors' guests along", step.line));
+    why.or_else(|| of_steps(steps, false, slept))
 }
 
 #[cfg(test)]
@@ -88,6 +96,7 @@ mod tests {
         };
         assert!(reason(&with("sleep: 1s"), false).is_some_and(|why| why.contains("`concurrently`")));
         assert_eq!(reason(&with("sleep: 1s"), true), None);
+        assert!(reason(&with("vm: kill"), true).is_some_and(|why| why.contains("`vm` at line 4")));
         assert!(
             reason(&with("fault: {node: x, on: write, error: EIO}"), true).is_some_and(|why| why.contains("`fault`"))
         );
