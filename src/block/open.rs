@@ -342,8 +342,9 @@ impl Block {
             }
         };
         // The probe of the format holds the file for a while, by a backend. The file's name is looked up again below it.
-        let probe = self.insert_backend(&child, Perm::NONE, Perm::ALL).await?;
+        let probe = self.insert_backend(&child, Perm::NONE, Perm::ALL).await;
         self.unref(child.id).await;
+        let probe = probe?;
         if self.try_node(child.id).is_none() {
             self.delete_backend(&probe).await;
             return Err(format!("Cannot find device='{0}' nor node-name='{0}'", child.name));
