@@ -17,8 +17,9 @@ use crate::scenario::ast::{Outcome, Verb};
 use crate::scenario::run::Ending;
 use crate::scenario::simulate::{SimOptions, SimRun, Simulation};
 use crate::scenario::values::Word;
+use crate::sim::access::{self, Recorder};
 use crate::sim::trace::Stamped;
-use crate::sim::{Choices, Recorded, Strategy, access};
+use crate::sim::{Choices, Recorded, Strategy};
 use crate::store::Host;
 
 use super::model::hash::Fnv;
@@ -135,6 +136,8 @@ fn judged(setup: &Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>
 pub struct Trial<'a> {
     setup: &'a Setup,
     watch: Rc<RefCell<Watch>>,
+    /// What it touches is numbered and recorded apart from that of other runs.
+    recorder: Recorder,
     left: Rc<RefCell<Option<FinalState>>>,
     images: Rc<RefCell<Vec<(String, Verdict)>>>,
     state: TrialState,
@@ -151,29 +154,40 @@ enum TrialState {
 impl<'a> Trial<'a> {
     /// Puts everything together; nothing has run yet.
     pub fn begin(setup: &'a Setup, strategy: Box<dyn Strategy>, listener: Option<Listener>) -> Trial<'a> {
-        keep_panics();
         let watch = Rc::new(RefCell::new(Watch::new(setup.own_images)));
+        Trial::watched(setup, strategy, watch, listener)
+    }
+
+    /// The same for a strategy that wants to know what the judges have seen so far.
+    pub fn watched(
+        setup: &'a Setup,
+        strategy: Box<dyn Strategy>,
+        watch: Rc<RefCell<Watch>>,
+        listener: Option<Listener>,
+    ) -> Trial<'a> {
+        keep_panics();
         let left: Rc<RefCell<Option<FinalState>>> = Rc::default();
         let images: Rc<RefCell<Vec<(String, Verdict)>>> = Rc::default();
         let mut options = options(setup, strategy, &watch, &left, listener);
         let slot = images.clone();
         options.inspect_files = Some(Box::new(move |host| *slot.borrow_mut() = judge_files(host)));
-        if options.choices.observes() {
-            access::begin();
-        }
-        let begun = guarded(|| Simulation::begin(&setup.case, options));
+        let mut recorder = Recorder::default();
+        let begun = recorded(&mut recorder, || {
+            access::record(options.choices.records());
+            guarded(|| Simulation::begin(&setup.case, options))
+        });
         let state = match begun {
             Err(said) => TrialState::Crashed(said),
             Ok(Err(reason)) => TrialState::Refused(reason),
             Ok(Ok(simulation)) => TrialState::Running(Box::new(simulation)),
         };
-        Trial { setup, watch, left, images, state }
+        Trial { setup, watch, recorder, left, images, state }
     }
 
     /// Executes one event of the loop; false when the run has come to its end.
     pub fn step(&mut self) -> bool {
         let TrialState::Running(simulation) = &mut self.state else { return false };
-        match guarded(|| simulation.step()) {
+        match recorded(&mut self.recorder, || guarded(|| simulation.step())) {
             Ok(going_on) => going_on,
             Err(said) => {
                 let then = match simulation.aborted() {
@@ -188,20 +202,30 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// Takes a run down whose end is known without it.
+    pub fn abandon(mut self) {
+        let state = std::mem::replace(&mut self.state, TrialState::Crashed(String::new()));
+        if let TrialState::Running(simulation) = state {
+            // Who has the verdict does not care how it goes down.
+            let _ = recorded(&mut self.recorder, || guarded(move || simulation.abandon()));
+        }
+    }
+
     /// The verdict on a run that has come to its end.
     pub fn judge(self) -> RunReport {
-        let Trial { setup, watch, left, images, state } = self;
+        let Trial { setup, watch, mut recorder, left, images, state } = self;
         let (mut report, mut ending) = (RunReport::default(), Vec::new());
         let outcome = match state {
             TrialState::Aborted(why) => {
                 ending.push(Violation::new(Breach::Aborted, &why, why.clone()));
                 None
             }
-            TrialState::Running(simulation) => Some(guarded(move || simulation.finish()).map(Ok)),
+            TrialState::Running(simulation) => {
+                Some(recorded(&mut recorder, || guarded(move || simulation.finish())).map(Ok))
+            }
             TrialState::Crashed(said) => Some(Err(said)),
             TrialState::Refused(reason) => Some(Ok(Err(reason))),
         };
-        access::end();
         match outcome {
             None => {}
             Some(Err(said)) => {
@@ -230,6 +254,14 @@ impl<'a> Trial<'a> {
         report.left = state;
         report
     }
+}
+
+/// Lets a run do something while its own record is the thread's.
+fn recorded<T>(recorder: &mut Recorder, f: impl FnOnce() -> T) -> T {
+    recorder.exchange();
+    let value = f();
+    recorder.exchange();
+    value
 }
 
 /// Lets a run do something; an error is what it said when it panicked.

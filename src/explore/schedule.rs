@@ -56,7 +56,7 @@ impl fmt::Display for Departure {
 /// What a step is called, without its occurrence.
 fn name_of(point: &ChoicePoint<'_>, index: usize) -> (String, String) {
     let footprint = &point.alternatives[index].footprint;
-    let (Some(sim), Some(task)) = (point.sim, footprint.task) else {
+    let (Some(sim), Some(task)) = (point.sim(), footprint.task) else {
         return (footprint.what.to_owned(), footprint.what.to_owned());
     };
     if footprint.what == "actor" {

@@ -87,6 +87,14 @@ pub struct SimRun {
     pub stderr: String,
 }
 
+/// Each run of a search would leave its machine behind.
+fn take_down(sim: Sim, backend: SimBackend, run: Running<CaseOutcome>) {
+    sim.drop_everything();
+    let host = Rc::downgrade(&backend.0.host);
+    drop((run, backend));
+    debug_assert_eq!(host.strong_count(), 0, "nothing of a run keeps the rest of it alive");
+}
+
 /// Runs a case on the simulated QEMU. An error means that the storage directory can't be used.
 pub fn simulate(case: &Case, options: SimOptions) -> Result<SimRun, String> {
     let mut simulation = Simulation::begin(case, options)?;
@@ -180,12 +188,14 @@ impl Simulation {
             inspect(&backend.0.host);
         }
         let run = SimRun { outcome, choices, time: sim.now(), steps: sim.steps(), stderr: backend.0.stderr.take() };
-        sim.drop_everything();
-        let host = Rc::downgrade(&backend.0.host);
-        drop((scenario, backend));
-        // Each run of a search would leave its machine behind.
-        debug_assert_eq!(host.strong_count(), 0, "nothing of a run keeps the rest of it alive");
+        take_down(sim, backend, scenario);
         run
+    }
+
+    /// Takes everything down, wherever the run is.
+    pub fn abandon(self) {
+        self.backend.drop_machine();
+        take_down(self.sim, self.backend, self.run);
     }
 }
 

@@ -101,6 +101,13 @@ impl Accesses {
         None
     }
 
+    /// A number for the whole.
+    pub fn digest(&self) -> u64 {
+        self.list.iter().fold(u64::from(self.everything), |sum, access| {
+            mix(mix(sum, access.object), mix(access.begin, access.end ^ access.mode as u64))
+        })
+    }
+
     /// What was used, sorted.
     pub fn list(&self) -> &[Access] {
         &self.list
@@ -109,7 +116,7 @@ impl Accesses {
 
 /// Stands for everything there is.
 const EVERYTHING: u64 = 0;
-/// The main context's bottom halves. Things of the kernel come first, then cells from [`FIRST_CELL`].
+/// The main context's bottom halves. The kernel's own things have small numbers, all others are drawn.
 pub(super) const BOTTOM_HALVES: u64 = 1;
 /// The monitor's queue.
 pub(super) const MONITOR: u64 = 2;
@@ -117,41 +124,63 @@ pub(super) const MONITOR: u64 = 2;
 pub(super) const LOOP: u64 = 3;
 /// The virtual clock.
 pub(super) const CLOCK: u64 = 4;
-/// The first number that a cell can have.
-const FIRST_CELL: u64 = 16;
-/// Tasks are numbered from here.
-const TASKS: u64 = 1 << 62;
+/// Sets the numbers of things apart from those of events.
+const THINGS: u64 = 1 << 62;
 
 thread_local! {
     static RECORDING: Cell<bool> = const { Cell::new(false) };
-    static NEXT: Cell<u64> = const { Cell::new(FIRST_CELL) };
+    static EVENT: Cell<u64> = const { Cell::new(0) };
+    static MADE: Cell<u64> = const { Cell::new(0) };
     static AWAITING: Cell<bool> = const { Cell::new(false) };
     static LOG: RefCell<Vec<Access>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A number for a new thing. Things are numbered in the order in which a run makes them, so that those of a
-/// common beginning have the same number in all runs.
-pub(super) fn new_object() -> u64 {
-    let number = NEXT.get();
-    NEXT.set(number + 1);
-    number
+/// What a run that is made side by side with others takes along from one of its events to the next: whether it is
+/// recorded, and how far the numbers of things have come. Nothing has been made at first.
+#[derive(Default)]
+pub struct Recorder {
+    recording: bool,
+    event: u64,
+    made: u64,
+    log: Vec<Access>,
 }
 
-/// What stands for a task.
-pub(super) fn task(index: u32, generation: u32) -> u64 {
-    TASKS | u64::from(index) << 32 | u64::from(generation)
+impl Recorder {
+    /// Takes the place of the thread's own, and gives it back at the next call.
+    pub fn exchange(&mut self) {
+        self.recording = RECORDING.replace(self.recording);
+        self.event = EVENT.replace(self.event);
+        self.made = MADE.replace(self.made);
+        LOG.with_borrow_mut(|log| std::mem::swap(log, &mut self.log));
+    }
 }
 
-/// Starts to record, with the numbers of things as in a fresh process; must come before anything of a run is made.
-pub fn begin() {
-    NEXT.set(FIRST_CELL);
+/// Begins or ends recording. What was recorded and not taken is forgotten.
+pub fn record(recording: bool) {
+    RECORDING.set(recording);
     LOG.with_borrow_mut(Vec::clear);
-    RECORDING.set(true);
 }
 
-/// Stops recording.
-pub fn end() {
-    RECORDING.set(false);
+/// The event of this name begins.
+pub(super) fn begin_event(event: u64) {
+    EVENT.set(event);
+    MADE.set(0);
+}
+
+/// A number for a new thing. It is made of the event that makes it, and so is the same in all runs that differ in the
+/// order of independent events only.
+pub(super) fn new_object() -> u64 {
+    let made = MADE.get() + 1;
+    MADE.set(made);
+    mix(EVENT.get() ^ THINGS, made)
+}
+
+/// Mixes two numbers into one that stands for both.
+pub fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.rotate_left(23) ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 31
 }
 
 /// The next condition that is looked at has been waited for.

@@ -62,6 +62,20 @@ pub struct Alternative {
     /// Names the event by who has made it: the same in all runs that differ in the order of independent events
     /// only; 0 for the loop's own next event.
     pub event: u64,
+    /// How long until it is due and what it is: all that decides where it stands among those that are made after it. Of
+    /// the loop's own event: the same of all that can't come at this point.
+    pub due: u64,
+}
+
+/// Where the names of tasks are looked up.
+#[derive(Clone, Copy)]
+pub enum Names<'a> {
+    /// In the run.
+    Of(&'a Sim),
+    /// One for each alternative: the run is only remembered.
+    Kept(&'a [Rc<str>]),
+    /// Nowhere: in tests of strategies.
+    None,
 }
 
 /// A place where more than one step could come next; the first alternative is QEMU's own.
@@ -70,16 +84,27 @@ pub struct ChoicePoint<'a> {
     pub step: u64,
     /// What could come next, the default first.
     pub alternatives: &'a [Alternative],
-    /// Where names of tasks are looked up; none in tests of strategies.
-    pub sim: Option<&'a Sim>,
+    /// Only the loop and requests can go on here; whatever else is due comes when the loop has.
+    pub closed: bool,
+    /// Names of tasks.
+    pub names: Names<'a>,
 }
 
-impl ChoicePoint<'_> {
+impl<'a> ChoicePoint<'a> {
+    /// The run that is at this point.
+    pub fn sim(&self) -> Option<&'a Sim> {
+        match self.names {
+            Names::Of(sim) => Some(sim),
+            Names::Kept(_) | Names::None => None,
+        }
+    }
+
     /// Who takes the step: the name of its task, or of what arrives without one.
     pub fn actor(&self, index: usize) -> Rc<str> {
         let footprint = &self.alternatives[index].footprint;
-        match (footprint.task, self.sim) {
-            (Some(task), Some(sim)) => sim.task_name(task),
+        match (footprint.task, self.names) {
+            (_, Names::Kept(names)) => names[index].clone(),
+            (Some(task), Names::Of(sim)) => sim.task_name(task),
             _ => Rc::from(footprint.what),
         }
     }
@@ -100,6 +125,12 @@ pub trait Strategy {
     /// by [`Strategy::next_step`] at every point, also where there is nothing to choose.
     fn observes(&self) -> bool {
         false
+    }
+
+    /// Whether what happens before the first point is recorded. Who observes and does not want everything recorded says
+    /// so, by [`super::access::record`].
+    fn records(&self) -> bool {
+        self.observes()
     }
 
     /// The event that was begun last has run, and has touched that; `changed`: it was more than a look at a
@@ -196,6 +227,11 @@ impl Choices {
     /// Whether the strategy wants to know what events touch.
     pub fn observes(&self) -> bool {
         self.observes
+    }
+
+    /// See [`Strategy::records`].
+    pub fn records(&self) -> bool {
+        self.strategy.as_ref().is_some_and(|strategy| strategy.records())
     }
 
     /// Tells it.

@@ -12,9 +12,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::Nanos;
-use super::access::{self, Mode};
+use super::access::{self, Mode, mix};
 use super::choices::{Choices, Footprint};
-use super::poll::{EventLoop, Stop, mix};
+use super::poll::{EventLoop, Stop};
 use super::trace::{Stamped, Trace, TraceEvent};
 
 /// Names a task; a stale id (its task has ended) is harmless everywhere.
@@ -22,12 +22,15 @@ use super::trace::{Stamped, Trace, TraceEvent};
 pub struct TaskId {
     index: u32,
     generation: u32,
+    /// What stands for the task among the things that a step uses: the same in all runs that differ in the order of
+    /// independent steps only, which the others need not be.
+    object: u64,
 }
 
 impl TaskId {
-    /// What stands for the task among the things that a step uses.
-    fn object(self) -> u64 {
-        access::task(self.index, self.generation)
+    /// A number that names the task in all runs that differ in the order of independent steps only.
+    pub fn number(self) -> u64 {
+        self.object
     }
 }
 
@@ -61,6 +64,8 @@ pub(super) struct Task {
     /// Coroutines woken from inside this one; they run when it next yields or ends.
     wake_list: Vec<TaskId>,
     waits_for: &'static str,
+    /// As in its [`TaskId`].
+    object: u64,
     /// Names an actor in the same way in all runs that differ in the order of independent steps only.
     identity: u64,
     /// Arrivals that the actor was given.
@@ -280,19 +285,20 @@ impl Sim {
 
     /// Whether the task has not ended yet.
     pub fn is_alive(&self, id: TaskId) -> bool {
-        access::touch(id.object(), Mode::Read);
+        access::touch(id.object, Mode::Read);
         self.kind(id).is_some()
     }
 
     fn insert(&self, name: Rc<str>, owner: Rc<str>, kind: TaskKind, future: TaskFuture) -> TaskId {
         let mut tasks = self.0.tasks.borrow_mut();
+        let object = access::new_object();
         if let Some(index) = self.0.free.borrow_mut().pop() {
             let slot = &mut tasks[index as usize];
             slot.generation = slot.generation.wrapping_add(1);
             (slot.kind, slot.name, slot.owner, slot.future) = (kind, name, owner, Some(future));
             (slot.alive, slot.resumed, slot.waits_for) = (true, false, "its first step");
-            (slot.identity, slot.arrivals) = (0, 0);
-            return TaskId { index, generation: slot.generation };
+            (slot.object, slot.identity, slot.arrivals) = (object, 0, 0);
+            return TaskId { index, generation: slot.generation, object };
         }
         let index = tasks.len() as u32;
         tasks.push(Task {
@@ -305,10 +311,11 @@ impl Sim {
             resumed: false,
             wake_list: Vec::new(),
             waits_for: "its first step",
+            object,
             identity: 0,
             arrivals: 0,
         });
-        TaskId { index, generation: 0 }
+        TaskId { index, generation: 0, object }
     }
 
     /// Creates a coroutine and enters it at once, on top of the caller, until its first yield
@@ -356,7 +363,7 @@ impl Sim {
     }
 
     fn mark_resumed(&self, id: TaskId) {
-        access::touch(id.object(), Mode::Write);
+        access::touch(id.object, Mode::Write);
         let mut tasks = self.0.tasks.borrow_mut();
         if let Some(task) = tasks.get_mut(id.index as usize)
             && task.generation == id.generation
@@ -367,7 +374,7 @@ impl Sim {
 
     /// Polls one task and returns its wake list.
     pub(super) fn poll_task(&self, id: TaskId) -> Vec<TaskId> {
-        access::touch(id.object(), Mode::Write);
+        access::touch(id.object, Mode::Write);
         self.count_work();
         let future = {
             let mut tasks = self.0.tasks.borrow_mut();
@@ -409,14 +416,14 @@ impl Sim {
         if self.0.dropping.get() {
             return;
         }
-        access::touch(id.object(), Mode::Write);
+        access::touch(id.object, Mode::Write);
         self.wake_unseen(id);
     }
 
     /// Wakes a task that many want to be woken, if the caller is the last of them: as far as the order of steps
     /// goes, all of them wake it.
     pub(super) fn wake_if(&self, id: TaskId, last: bool) {
-        access::touch(id.object(), Mode::Add);
+        access::touch(id.object, Mode::Add);
         if last && !self.0.dropping.get() {
             self.wake_unseen(id);
         }
@@ -489,7 +496,9 @@ impl Sim {
         let ids: Vec<TaskId> = {
             let tasks = self.0.tasks.borrow();
             let actors = tasks.iter().enumerate().filter(|(_, t)| t.alive && t.kind == TaskKind::Actor);
-            actors.map(|(index, t)| TaskId { index: index as u32, generation: t.generation }).collect()
+            let id =
+                |(index, t): (usize, &Task)| TaskId { index: index as u32, generation: t.generation, object: t.object };
+            actors.map(id).collect()
         };
         for id in ids {
             if self.current() != Some(id) {

@@ -10,7 +10,9 @@
 pub mod access;
 mod arrivals;
 mod choices;
+mod choose;
 mod executor;
+mod outside;
 mod poll;
 pub mod rng;
 pub mod shared;
@@ -19,9 +21,10 @@ mod sync;
 mod tests;
 pub mod trace;
 
-pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Recorded, Strategy};
+pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Names, Recorded, Strategy};
 pub use executor::{LocalFuture, Running, Sim, Stuck, TaskId, TaskKind};
-pub use poll::{PollUntil, Sleeper};
+pub use outside::Sleeper;
+pub use poll::PollUntil;
 pub use sync::{CoMutex, CoMutexGuard, Countdown, WaitQueue};
 pub use trace::{BackupCreated, BitmapDump, DiskPlace, Layer, Runs, Trace, TraceEvent};
 

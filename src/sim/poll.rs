@@ -16,12 +16,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use smallvec::SmallVec;
-
 use super::Nanos;
-use super::access::{self, Mode};
+use super::access::{self, Mode, mix};
 use super::arrivals::{Arrival, ArrivalKey, Arrivals, Arrives, Class};
-use super::choices::{Alternative, ChoicePoint, Footprint};
+use super::choices::Footprint;
+use super::choose::Next;
 use super::executor::{Sim, TaskId};
 use super::shared::Cell;
 
@@ -43,24 +42,6 @@ enum BottomHalf {
     Frame(Rc<str>, Rc<str>, Pin<Box<dyn Future<Output = ()>>>),
     /// Runs all coroutines scheduled so far, oldest first.
     ScheduledCoroutines,
-}
-
-/// What comes next at a poll point.
-enum Next {
-    /// An arrival, and whether the loop had nothing else to do.
-    Arrival(ArrivalKey, bool),
-    /// The loop's own next event, or the end.
-    Loop,
-    /// The strategy has seen enough of this run.
-    Abandoned,
-}
-
-/// Mixes two numbers into one that stands for both.
-pub(super) fn mix(a: u64, b: u64) -> u64 {
-    let mut x = a.rotate_left(23) ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ x >> 31
 }
 
 /// Where the outermost loop is within its turn.
@@ -86,8 +67,8 @@ pub(super) struct EventLoop {
     frames: Vec<TaskId>,
     /// The innermost frame has looked at its condition since anything last happened.
     looked: bool,
-    /// The innermost frame is in a bare poll, in which nothing has happened yet: it goes on in any case.
-    bare: bool,
+    /// The frame that is in a bare poll: it goes on after that in any case.
+    bare: Option<TaskId>,
     turn: Turn,
     /// The event under way, and how many arrivals and actors it has made: together they name each of those.
     event: u64,
@@ -96,6 +77,8 @@ pub(super) struct EventLoop {
     loops: u64,
     /// The event under way has turned out to be a mere look at a condition that does not hold.
     idle_look: bool,
+    /// A frame has found that its condition holds, and gone on, since this was last asked.
+    went_on: bool,
 }
 
 impl EventLoop {
@@ -111,7 +94,7 @@ impl EventLoop {
         self.arrive_as(at, Class::Actor, Arrives::Actor(id), footprint, event);
     }
 
-    fn arrive(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint) -> ArrivalKey {
+    pub(super) fn arrive(&mut self, at: Nanos, class: Class, what: Arrives, footprint: Footprint) -> ArrivalKey {
         let event = self.next_identity();
         self.arrive_as(at, class, what, footprint, event)
     }
@@ -134,6 +117,43 @@ impl EventLoop {
         ArrivalKey { at, class, round, place, sequence }
     }
 
+    /// What may be delivered at this poll point, in the order in which the loop would take it by itself.
+    pub(super) fn possible(&self) -> impl Iterator<Item = &(ArrivalKey, Arrival)> {
+        self.arrivals.iter().filter(|(key, _)| self.may_come(key))
+    }
+
+    fn may_come(&self, key: &ArrivalKey) -> bool {
+        let is_request = matches!(key.class, Class::Completion | Class::Durable);
+        key.class != Class::Patience && (is_request || !self.is_bare())
+    }
+
+    /// The same as [`EventLoop::due`] of all that can't be delivered at this poll point, in its order.
+    pub(super) fn due_later(&self, now: Nanos) -> u64 {
+        let later = self.arrivals.iter().filter(|(key, _)| !self.may_come(key));
+        later.fold(0, |sum, (key, arrival)| mix(mix(sum, arrival.event), self.due(key, now)))
+    }
+
+    /// See [`super::Alternative::due`].
+    pub(super) fn due(&self, key: &ArrivalKey, now: Nanos) -> u64 {
+        let rounds = self.round.wrapping_sub(key.round) << 8;
+        mix(key.at.wrapping_sub(now), rounds | key.class as u64)
+    }
+
+    /// Makes its own arrival the next one, without the way through the loop, if it would be that.
+    pub(super) fn take_at_once(&mut self, at: Nanos, class: Class) -> Option<(ArrivalKey, u64)> {
+        let key = self.next_key(at, class);
+        if !self.has_only_arrivals() || self.arrivals.first().is_some_and(|first| first < key) {
+            return None;
+        }
+        self.sequence = key.sequence;
+        Some((key, self.next_identity()))
+    }
+
+    /// Takes back what was to come; false if it has come already.
+    pub(super) fn take_back(&mut self, key: &ArrivalKey) -> bool {
+        self.arrivals.remove(key).is_some()
+    }
+
     /// Whether there is nothing for the loop to do but to wait.
     fn has_only_arrivals(&self) -> bool {
         let main = self.pending.is_empty() && self.slices.is_empty() && self.frames.is_empty();
@@ -149,17 +169,18 @@ impl EventLoop {
 
     fn begin_event(&mut self, event: u64) {
         (self.event, self.made, self.idle_look) = (event, 0, false);
+        access::begin_event(event);
     }
 
     /// The event under way is over; tells whether it was a mere look, which does not count.
-    fn end_event(&mut self) -> bool {
+    pub(super) fn end_event(&mut self) -> bool {
         let idle_look = std::mem::take(&mut self.idle_look);
         self.loops -= u64::from(idle_look);
         idle_look
     }
 
     /// The loop does something by itself; its events are in one order.
-    fn begin_own_event(&mut self) {
+    pub(super) fn begin_own_event(&mut self) {
         self.loops += 1;
         self.begin_event(mix(access::LOOP, self.loops));
         access::touch(access::LOOP, Mode::Write);
@@ -174,7 +195,6 @@ impl EventLoop {
     /// What frames wait for may have come.
     fn something_happens(&mut self) {
         self.looked = false;
-        self.bare = false;
     }
 
     /// Whether nothing waits for the next dispatch of the monitor's context.
@@ -184,8 +204,13 @@ impl EventLoop {
     }
 
     /// Whether all that the loop can do by itself is to look at the innermost frame's condition.
-    fn can_only_look(&self) -> bool {
-        !self.frames.is_empty() && self.no_bottom_half()
+    pub(super) fn can_only_look(&self) -> bool {
+        !self.frames.is_empty() && self.no_bottom_half() && !self.is_bare()
+    }
+
+    /// Whether the innermost frame is in a bare poll.
+    pub(super) fn is_bare(&self) -> bool {
+        self.bare.is_some() && self.bare == self.frames.last().copied()
     }
 
     /// Whether the loop is where QEMU's looks for what is ready.
@@ -232,14 +257,16 @@ impl EventLoop {
         self.monitor_pending.clear();
         self.monitor_slice.clear();
         self.frames.clear();
+        self.bare = None;
         self.looked = false;
         self.turn = Turn::Main;
         self.arrivals.keep_actors();
     }
 
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         // Each queue is looked at only where it decides.
-        let rest_idle = if self.frames.is_empty() { self.monitor_slice.is_empty() } else { self.looked && !self.bare };
+        let rest_idle =
+            if self.frames.is_empty() { self.monitor_slice.is_empty() } else { self.looked && !self.is_bare() };
         let own_idle = self.slices.is_empty() && rest_idle && self.no_bottom_half();
         // Inside a frame's poll the monitor's context does not run.
         own_idle && (!self.frames.is_empty() || self.monitor_is_quiet())
@@ -278,70 +305,6 @@ impl Sim {
         BottomHalf::Frame(name, owner, Box::pin(f))
     }
 
-    /// Yields until a device has done something that takes `latency` ns.
-    pub async fn device(&self, latency: Nanos, footprint: Footprint) {
-        self.completion(Class::Completion, latency, footprint).await;
-    }
-
-    /// Yields until a device has made durable what it holds, which takes `latency` ns. A real disk takes longer for that
-    /// than a client for its next command: of what is due at the same time it comes last, but not after more than a
-    /// few rounds of other requests.
-    pub async fn device_sync(&self, latency: Nanos, footprint: Footprint) {
-        self.completion(Class::Durable, latency, footprint).await;
-    }
-
-    async fn completion(&self, class: Class, latency: Nanos, mut footprint: Footprint) {
-        let Some(me) = self.current() else { return };
-        footprint.task = Some(me);
-        let at = self.now().saturating_add(latency);
-        if self.comes_at_once(me, at, class) {
-            return;
-        }
-        self.0.events.borrow_mut().arrive(at, class, Arrives::Wake(me), footprint);
-        self.park("the device").await;
-    }
-
-    /// Spares a coroutine the way to the loop and back where the loop could do nothing but to come back with what is
-    /// asked for here: nothing else is pending, or not before it, and nobody but the loop waits for the coroutine to
-    /// yield. Whoever watches a run sees the loop do it.
-    fn comes_at_once(&self, me: TaskId, at: Nanos, class: Class) -> bool {
-        // The monitor's turn, then the arrival.
-        let steps = self.0.steps.get() + 2;
-        let goes_to_loop = self.0.from_loop.get() == Some(me) && !self.has_woken(me);
-        if !goes_to_loop || steps > self.0.step_limit.get() || self.is_watched() {
-            return false;
-        }
-        let mut events = self.0.events.borrow_mut();
-        let key = events.next_key(at, class);
-        if !events.has_only_arrivals() || events.arrivals.first().is_some_and(|first| first < key) {
-            return false;
-        }
-        events.sequence = key.sequence;
-        let event = events.next_identity();
-        self.0.steps.set(steps);
-        self.0.work.set(0);
-        self.begin_arrival(&mut events, key, event);
-        true
-    }
-
-    /// Runs `f` from the loop at time `at` (a timer's callback).
-    pub fn timer(&self, at: Nanos, f: impl FnOnce() + 'static) {
-        let what = Arrives::Call(Box::new(f));
-        self.0.events.borrow_mut().arrive(at.max(self.now()), Class::Timer, what, Footprint::named("timer"));
-    }
-
-    /// Like [`Sim::timer`], for the patience of a client: exploration never lets it run out while anything
-    /// else can still happen.
-    pub fn patience(&self, at: Nanos, f: impl FnOnce() + 'static) {
-        let what = Arrives::Call(Box::new(f));
-        self.0.events.borrow_mut().arrive(at.max(self.now()), Class::Patience, what, Footprint::named("patience"));
-    }
-
-    /// Sleeps on the virtual clock.
-    pub async fn sleep(&self, ns: Nanos) {
-        Sleeper::default().sleep(self, ns).await;
-    }
-
     /// In a frame: polls the main context until `condition` holds (`AIO_WAIT_WHILE`). The condition
     /// is looked at before the first poll and after each.
     pub fn poll_until<F: FnMut() -> bool>(&self, what: &'static str, condition: F) -> PollUntil<'_, F> {
@@ -357,7 +320,7 @@ impl Sim {
         let is_over = || {
             let mut events = self.0.events.borrow_mut();
             let begins = !done.replace(true);
-            events.bare = begins && explores;
+            events.bare = self.current().filter(|_| begins && explores);
             // Who waits next has not looked yet.
             events.looked = false;
             !begins || !explores && events.no_bottom_half() && events.slices.is_empty()
@@ -421,6 +384,7 @@ impl Sim {
 
     /// The innermost frame has done one poll: look at its condition, else begin the next poll.
     fn continue_frame(&self, frame: TaskId) -> Result<(), Stop> {
+        self.0.events.borrow_mut().went_on = false;
         access::await_next(true);
         self.run_woken(frame);
         access::await_next(false);
@@ -430,12 +394,13 @@ impl Sim {
         }
         {
             let mut events = self.0.events.borrow_mut();
-            if events.frames.last() != Some(&frame) || events.take_slice() || events.bare {
+            if events.frames.last() != Some(&frame) || events.take_slice() || events.is_bare() {
                 return Ok(());
             }
             // When exploring, the strategy is asked which arrival ends the wait.
             if !std::mem::replace(&mut events.looked, true) && self.0.choices.borrow().explores() {
-                events.idle_look = true;
+                // A frame that has gone on to its next condition has done more than to look.
+                events.idle_look = !events.went_on;
                 return Ok(());
             }
         }
@@ -530,7 +495,7 @@ impl Sim {
         }
     }
 
-    fn begin_arrival(&self, events: &mut EventLoop, key: ArrivalKey, event: u64) {
+    pub(super) fn begin_arrival(&self, events: &mut EventLoop, key: ArrivalKey, event: u64) {
         self.0.now.set(self.now().max(key.at));
         events.something_happens();
         if key.class == Class::Completion {
@@ -539,50 +504,6 @@ impl Sim {
             events.arrivals.promote(round);
         }
         events.begin_event(event);
-    }
-
-    /// Asks the strategy what comes next at a poll point.
-    fn choose_next(&self) -> Next {
-        let idle_look = self.0.events.borrow_mut().end_event();
-        let mut choices = self.0.choices.borrow_mut();
-        if choices.observes() {
-            choices.has_run(access::take(), !idle_look);
-        }
-        let mut keys: SmallVec<[Option<ArrivalKey>; 16]> = SmallVec::new();
-        let mut alternatives: SmallVec<[Alternative; 16]> = SmallVec::new();
-        // The loop's looks at its own queues here belong to no event.
-        access::unseen(|| {
-            let events = self.0.events.borrow();
-            if !events.is_idle() {
-                keys.push(None);
-                let footprint = Footprint { writes: !events.can_only_look(), ..Footprint::named("loop") };
-                alternatives.push(Alternative { footprint, sequence: 0, event: 0 });
-            }
-            for (key, arrival) in events.arrivals.iter() {
-                let is_request = matches!(key.class, Class::Completion | Class::Durable);
-                if key.class != Class::Patience && (is_request || !events.bare) {
-                    keys.push(Some(*key));
-                    let Arrival { footprint, event, .. } = *arrival;
-                    alternatives.push(Alternative { footprint, sequence: key.sequence, event });
-                }
-            }
-        });
-        let has_loop = alternatives.first().is_some_and(Alternative::is_loop);
-        let point = ChoicePoint { step: self.steps(), alternatives: &alternatives, sim: Some(self) };
-        let taken = match keys.len() {
-            0 => return Next::Loop,
-            1 if has_loop => choices.only_loop(&point),
-            _ => choices.next_step(&point),
-        };
-        drop(choices);
-        let Some(taken) = taken else { return Next::Abandoned };
-        match keys.get(taken).copied().flatten() {
-            Some(key) => Next::Arrival(key, !has_loop),
-            None => {
-                self.0.events.borrow_mut().begin_own_event();
-                Next::Loop
-            }
-        }
     }
 }
 
@@ -599,40 +520,10 @@ impl<F: FnMut() -> bool + Unpin> Future for PollUntil<'_, F> {
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         debug_assert!(!self.sim.in_coroutine(), "a coroutine must not poll: {}", self.what);
         if access::look(|| (self.condition)()) {
+            self.sim.0.events.borrow_mut().went_on = true;
             return Poll::Ready(());
         }
         self.sim.note_wait(self.what);
         Poll::Pending
-    }
-}
-
-/// A sleep that somebody else can end early (`QemuCoSleep`).
-#[derive(Default)]
-pub struct Sleeper {
-    sleeping: Cell<Option<(ArrivalKey, TaskId)>>,
-}
-
-impl Sleeper {
-    /// Sleeps `ns`, or until [`Sleeper::wake`].
-    pub async fn sleep(&self, sim: &Sim, ns: Nanos) {
-        let Some(me) = sim.current() else { return };
-        let at = sim.now().saturating_add(ns);
-        let mut footprint = Footprint::named("timer");
-        footprint.task = Some(me);
-        let key = sim.0.events.borrow_mut().arrive(at, Class::Timer, Arrives::Wake(me), footprint);
-        self.sleeping.set(Some((key, me)));
-        sim.park("a timer").await;
-        self.sleeping.set(None);
-    }
-
-    /// Ends the sleep now; false if nobody sleeps.
-    pub fn wake(&self, sim: &Sim) -> bool {
-        let Some((key, task)) = self.sleeping.take() else { return false };
-        // Without its arrival the sleep has ended already and the task is on its way.
-        if sim.0.events.borrow_mut().arrivals.remove(&key).is_none() {
-            return false;
-        }
-        sim.wake(task);
-        true
     }
 }

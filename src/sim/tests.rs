@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use super::shared::RefCell;
-use super::{Choices, Footprint, Sim, Stuck};
+use super::access::Accesses;
+use super::shared::{Cell, RefCell};
+use super::{ChoicePoint, Choices, Footprint, Sim, Strategy, Stuck};
 
 #[test]
 fn requests_found_complete_together_are_told_newest_first() {
@@ -49,4 +50,46 @@ fn a_run_that_is_given_up_ends_before_its_next_step() {
         }
     });
     assert!(matches!(ended, Err(Stuck::StepLimit(steps, _)) if steps < 30), "{ended:?}");
+}
+
+/// Takes the loop's own event wherever there is one, and notes whether those were more than a look.
+struct Onlooker(Rc<RefCell<Vec<bool>>>, bool);
+
+impl Strategy for Onlooker {
+    fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
+        self.1 = point.alternatives[0].is_loop();
+        0
+    }
+
+    fn observes(&self) -> bool {
+        true
+    }
+
+    fn has_run(&mut self, _: Accesses, changed: bool) {
+        if std::mem::take(&mut self.1) {
+            self.0.borrow_mut().push(changed);
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_goes_on_to_its_next_condition_has_done_more_than_to_look() {
+    let looks: Rc<RefCell<Vec<bool>>> = Rc::default();
+    let sim = Sim::new(Choices::with(Box::new(Onlooker(looks.clone(), false))));
+    let passed: Rc<Cell<u32>> = Rc::default();
+    for latency in [1, 2] {
+        let (kernel, passed) = (sim.clone(), passed.clone());
+        sim.spawn("request", async move {
+            kernel.device(latency, Footprint::named("request")).await;
+            passed.set(passed.get() + 1);
+        });
+    }
+    let kernel = sim.clone();
+    sim.bh_frame("command", async move {
+        kernel.poll_until("the first", || passed.get() >= 1).await;
+        kernel.poll_until("the second", || passed.get() >= 2).await;
+    });
+    while sim.step().is_ok() {}
+    // The command begins; looks in vain; goes on, though it has to wait again; ends.
+    assert_eq!(*looks.borrow(), [true, false, true, true]);
 }

@@ -94,7 +94,7 @@ impl Planner {
         new.sort_by_key(|one| one.sequence);
         for alternative in new {
             let footprint = &alternative.footprint;
-            let node = point.sim.and_then(|sim| sim.object_name(footprint.object));
+            let node = point.sim().and_then(|sim| sim.object_name(footprint.object));
             let is_request = matches!(footprint.what, "read" | "write" | "flush" | "discard");
             let Some((node, last)) = node.filter(|_| is_request).zip(plan.moves.len().checked_sub(1)) else { continue };
             let (operation, offset, bytes) = (footprint.what, footprint.offset, footprint.bytes);

@@ -52,7 +52,7 @@ impl Strategy for SampledDelays {
         self.at += 1;
         if self.places.contains(&at) {
             // Half of the departures hold the default step back for a while, as a slow device does.
-            let default = point.alternatives[0].sequence;
+            let default = point.alternatives[0].event;
             if default != 0 && self.rng.one_in(2) {
                 self.starving = Some((default, at + 1 + self.rng.below(40)));
             }
@@ -60,7 +60,7 @@ impl Strategy for SampledDelays {
         }
         match self.starving {
             Some((held, until)) if at < until => {
-                point.alternatives.iter().position(|alternative| alternative.sequence != held).unwrap_or(0)
+                point.alternatives.iter().position(|alternative| alternative.event != held).unwrap_or(0)
             }
             _ => 0,
         }

@@ -41,6 +41,8 @@ pub(super) struct Node {
     pub(super) enabled: Vec<u64>,
     /// Whether the loop's own event can only be a look at a condition.
     look: bool,
+    /// Whether only the loop and requests could go on, and others had to wait for the loop.
+    pub(super) closed: bool,
     /// What came.
     pub(super) taken: u64,
     /// What it touched.
@@ -173,7 +175,7 @@ impl Tree {
         nodes.map(|n| Event { name: n.taken, touched: n.touched.clone(), enabled: n.enabled.clone() }).collect()
     }
 
-    fn choose(&mut self, enabled: Vec<u64>, look: bool) -> Option<u64> {
+    fn choose(&mut self, enabled: Vec<u64>, look: bool, closed: bool) -> Option<u64> {
         let mut sleeping: Vec<Sleeper> = Vec::new();
         if let Some(last) = self.path.last()
             && self.reduction != Reduction::None
@@ -190,6 +192,7 @@ impl Tree {
         self.path.push(Node {
             enabled,
             look,
+            closed,
             taken,
             touched: Rc::default(),
             changed: true,
@@ -281,7 +284,7 @@ impl Tree {
             Some(node.taken)
         } else {
             let look = point.alternatives[0].is_loop() && !point.alternatives[0].footprint.writes;
-            self.choose(enabled, look)
+            self.choose(enabled, look, point.closed)
         };
         let index = taken.and_then(|taken| point.alternatives.iter().position(|other| other.event == taken));
         self.blocked = index.is_none();

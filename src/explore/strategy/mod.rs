@@ -75,6 +75,12 @@ impl Kind {
         })
     }
 
+    /// Whether what a strategy of this kind takes depends on the order in which the alternatives of a point stand, or
+    /// on when they are due, and not only on which there are.
+    pub fn looks_at_order(self) -> bool {
+        self != Kind::Random
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

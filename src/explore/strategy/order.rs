@@ -3,6 +3,8 @@
 //! An event comes after the one that has made it, after everything before that, and after whatever it conflicts
 //! with. This is the order that a class of equivalent schedules has in common. Nothing here may look at time.
 
+use crate::sim::access::mix;
+
 use super::exhaustive::Node;
 
 /// A set of points of a run.
@@ -39,12 +41,21 @@ impl Before {
             if node.changed && !before.contains(earlier) && node.touched.conflict(&path[index].touched) {
                 before.add(earlier, path);
                 if !node.touched.is_awaited_by(&path[index].touched) {
-                    races.push(earlier);
+                    races.push(open(path, earlier, path[index].taken));
                 }
             }
         }
         (before, races)
     }
+}
+
+/// Where the event could have come instead of the one at `point`, if it was pending there: what can't come while the loop is
+/// in a bare poll comes before that, or after.
+fn open(path: &[Node], point: usize, event: u64) -> usize {
+    if !path[point].closed || path[point].enabled.contains(&event) {
+        return point;
+    }
+    (0..point).rev().find(|earlier| path[*earlier].changed && !path[*earlier].closed).unwrap_or(point)
 }
 
 /// The event without which the one at this point could not be: the one that has made it, or the loop's last.
@@ -53,7 +64,9 @@ fn cause(path: &[Node], index: usize) -> Option<usize> {
     if event == 0 {
         return (0..index).rev().find(|earlier| path[*earlier].taken == 0 && path[*earlier].changed);
     }
-    let first = (0..=index).rev().take_while(|at| path[*at].enabled.contains(&event)).last()?;
+    // At a closed point it may be pending and not be among what could come.
+    let is_there = |at: &usize| path[*at].enabled.contains(&event);
+    let first = (0..=index).rev().take_while(|at| is_there(at) || path[*at].closed).filter(is_there).last()?;
     (0..first).rev().find(|earlier| path[*earlier].changed)
 }
 
@@ -76,10 +89,4 @@ pub(super) fn class_of(path: &[Node]) -> u64 {
         }
     }
     class
-}
-
-fn mix(a: u64, b: u64) -> u64 {
-    let mut x = a.rotate_left(29) ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ x >> 32).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-    x ^ x >> 32
 }

@@ -2,7 +2,7 @@
 //! Must never look at what a step does, only at whose it is.
 
 use crate::sim::rng::Rng;
-use crate::sim::{Alternative, ChoicePoint, Strategy, TaskId};
+use crate::sim::{Alternative, ChoicePoint, Strategy};
 
 use super::Learned;
 
@@ -10,15 +10,15 @@ use super::Learned;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Chain {
     Loop,
-    Task(TaskId),
+    Task(u64),
     Arrival(u64),
 }
 
 fn chain(alternative: &Alternative) -> Chain {
     match alternative.footprint.task {
         _ if alternative.is_loop() => Chain::Loop,
-        Some(task) => Chain::Task(task),
-        None => Chain::Arrival(alternative.sequence),
+        Some(task) => Chain::Task(task.number()),
+        None => Chain::Arrival(alternative.event),
     }
 }
 

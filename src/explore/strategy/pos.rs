@@ -21,11 +21,11 @@ impl Pos {
     }
 
     fn priority(&mut self, of: &Alternative) -> u64 {
-        if let Some((_, priority)) = self.priorities.iter().find(|(sequence, _)| *sequence == of.sequence) {
+        if let Some((_, priority)) = self.priorities.iter().find(|(event, _)| *event == of.event) {
             return *priority;
         }
         let priority = self.rng.bits();
-        self.priorities.push((of.sequence, priority));
+        self.priorities.push((of.event, priority));
         priority
     }
 }
@@ -51,8 +51,8 @@ impl Strategy for Pos {
         }
         let taken = &point.alternatives[best.0];
         let racing = point.alternatives.iter().filter(|other| races(&taken.footprint, &other.footprint));
-        let again: Vec<u64> = racing.map(|other| other.sequence).collect();
-        self.priorities.retain(|(sequence, _)| *sequence != taken.sequence && !again.contains(sequence));
+        let again: Vec<u64> = racing.map(|other| other.event).collect();
+        self.priorities.retain(|(event, _)| *event != taken.event && !again.contains(event));
         best.0
     }
 }

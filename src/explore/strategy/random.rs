@@ -1,6 +1,8 @@
 //! Random walk: the baseline of every comparison between strategies.
 //! Must never remember anything from one step to the next.
 
+use smallvec::SmallVec;
+
 use crate::sim::rng::Rng;
 use crate::sim::{ChoicePoint, Strategy};
 
@@ -9,7 +11,8 @@ use crate::sim::{ChoicePoint, Strategy};
 /// Guarantees nothing in the worst case, and is hard to beat in practice (Thomson, Donaldson, Betts,
 /// "Concurrency testing using schedule bounding: an empirical study", PPoPP 2014), so it is the baseline of every
 /// comparison. Every other run lets the event loop finish what it has before the next arrival: then the walk is
-/// over orders of arrivals only.
+/// over orders of arrivals only. What is drawn is a place in the order of the events' names, which is the same
+/// whatever order independent events have come in.
 pub struct RandomWalk {
     rng: Rng,
     loop_first: bool,
@@ -27,6 +30,10 @@ impl Strategy for RandomWalk {
         if self.loop_first && point.alternatives[0].is_loop() {
             return 0;
         }
-        self.rng.below(point.alternatives.len() as u64) as usize
+        let place = self.rng.below(point.alternatives.len() as u64) as usize;
+        let mut order: SmallVec<[(u64, usize); 16]> =
+            point.alternatives.iter().zip(0..).map(|(alternative, index)| (alternative.event, index)).collect();
+        order.sort_unstable();
+        order[place].1
     }
 }
