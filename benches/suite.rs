@@ -15,6 +15,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 const SYNC: &str = include_str!("../scenarios/257-bitmap-sync.yaml");
 const API: &str = include_str!("../scenarios/257-api-failures.yaml");
 const WRITERS: &str = include_str!("../scenarios/explore/writers.yaml");
+const SMALL: &str = include_str!("../scenarios/explore/small.yaml");
 
 fn cases(text: &str) -> Vec<Case> {
     let scenario = parse("bench.yaml", text).expect("the scenario has no mistakes");
@@ -135,13 +136,17 @@ steps:
       guest3: [{qemu-io: disk, commands: [write -P 6 64k 64k, write -P 7 4032k 64k], log: none}]
 ";
 
-/// Schedules a second by random walk. A search makes one run more than it counts: the one in QEMU's own order.
+/// Schedules a second by random walk: short searches, which make all their runs, and one that is long for its scenario, where most
+/// are only remembered. A search makes one run more than it counts: the one in QEMU's own order.
 fn exploration(c: &mut Criterion) {
     let mut group = c.benchmark_group("exploration");
     group.sample_size(10);
-    for (name, text, schedules, threads) in
-        [("4 clusters", WRITERS, 200, 1), ("4 clusters, 2 threads", WRITERS, 400, 2), ("64 clusters", WIDE, 50, 1)]
-    {
+    for (name, text, schedules, threads) in [
+        ("4 clusters", WRITERS, 200, 1),
+        ("4 clusters, 2 threads", WRITERS, 400, 2),
+        ("64 clusters", WIDE, 50, 1),
+        ("small, long", SMALL, 500_000, 1),
+    ] {
         let plan = Plan::new(Kind::Random, 0, schedules);
         let make = || Setup::new(cases(text).swap_remove(0), Vec::new());
         group.throughput(Throughput::Elements(schedules));

@@ -394,7 +394,11 @@ fn summary(search: &Search, setup: &Setup, tally: &Tally, seconds: Option<f64>) 
     let version = search.compat.as_ref().map_or_else(String::new, |compat| format!(" as {compat}"));
     let mut text = format!("{}{version}: {} schedules", search.case, tally.runs);
     if let Some(seconds) = seconds {
-        let _ = write!(text, " in {seconds:.1} s ({:.0} a second)", tally.runs as f64 / seconds.max(1e-9));
+        let _ = write!(text, " in {seconds:.1} s ({:.0} a second", tally.runs as f64 / seconds.max(1e-9));
+        if tally.remembered > 0 {
+            let _ = write!(text, "; the ends of {} % were known already", tally.remembered * 100 / tally.runs.max(1));
+        }
+        text.push(')');
     }
     let cells = Cells::of(&tally.cells);
     let _ = writeln!(

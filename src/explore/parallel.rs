@@ -18,6 +18,8 @@ pub type MakeSetup<'a> = &'a (dyn Fn() -> Setup + Sync);
 
 /// Numbers of runs in a block: enough that threads seldom meet, few enough that little is lost or waited for.
 const BLOCK: u64 = 32;
+/// The same where most runs are only remembered, which takes no time.
+const LONG_BLOCK: u64 = 1024;
 
 /// How often whoever looks on is told, while nothing else happens.
 const LOOK: Duration = Duration::from_millis(200);
@@ -25,9 +27,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What is common to the threads.
 struct Common<'a> {
     plan: &'a Plan,
-    /// The next block that nobody has taken.
-    block: AtomicU64,
-    /// The lowest block with a failure; those behind it need not be made.
+    /// The first run that nobody has taken.
+    next: AtomicU64,
+    /// The first run of the lowest block with a failure; those behind it need not be made.
     failed: AtomicU64,
     go_on: &'a (dyn Fn() -> bool + Sync),
 }
@@ -45,14 +47,14 @@ pub fn search_on(
     if begun.failure.is_some() || begun.next >= plan.end {
         return begun;
     }
-    let first = begun.next / BLOCK;
-    let common = Common { plan, block: AtomicU64::new(first), failed: AtomicU64::new(u64::MAX), go_on };
+    let first = begun.next;
+    let common = Common { plan, next: AtomicU64::new(first), failed: AtomicU64::new(u64::MAX), go_on };
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
-        let (common, begun_at) = (&common, begun.next);
+        let common = &common;
         for _ in 0..threads.max(1) {
             let sender = sender.clone();
-            spawn(scope, move || work(common, make, begun_at, &sender));
+            spawn(scope, move || work(common, make, &sender));
         }
         // The channel ends when the last thread does.
         drop(sender);
@@ -60,42 +62,46 @@ pub fn search_on(
     })
 }
 
+/// A block that was made: its first run, the one behind its last, and what was seen.
+type Block = (u64, u64, Tally);
+
 /// One thread: block after block.
-fn work(common: &Common<'_>, make: MakeSetup<'_>, begun_at: u64, sender: &Sender<(u64, Tally)>) {
+fn work(common: &Common<'_>, make: MakeSetup<'_>, sender: &Sender<Block>) {
     let setup = make();
     let seeded = Seeded::new(&setup, common.plan);
     loop {
-        let block = common.block.fetch_add(1, Ordering::Relaxed);
-        if block * BLOCK >= common.plan.end || block > common.failed.load(Ordering::Relaxed) || !(common.go_on)() {
+        let length = if seeded.is_mostly_remembered() { LONG_BLOCK } else { BLOCK };
+        let begin = common.next.fetch_add(length, Ordering::Relaxed);
+        if begin >= common.plan.end || begin > common.failed.load(Ordering::Relaxed) || !(common.go_on)() {
             return;
         }
-        let numbers = (block * BLOCK).max(begun_at)..(block + 1) * BLOCK;
-        let tally = seeded.stretch(numbers, |_| (common.go_on)());
+        let end = begin + length;
+        let tally = seeded.stretch(begin..end, |_| (common.go_on)());
         if tally.failure.is_some() {
-            common.failed.fetch_min(block, Ordering::Relaxed);
+            common.failed.fetch_min(begin, Ordering::Relaxed);
         }
-        if sender.send((block, tally)).is_err() {
+        if sender.send((begin, end, tally)).is_err() {
             return;
         }
     }
 }
 
 /// Puts blocks together in their order; stops at the first that has a failure or was broken off.
-fn collect(first: u64, begun: Tally, receiver: &Receiver<(u64, Tally)>, look: &mut dyn FnMut(&Tally)) -> Tally {
+fn collect(first: u64, begun: Tally, receiver: &Receiver<Block>, look: &mut dyn FnMut(&Tally)) -> Tally {
     let mut all = Tally { complete: true, ..begun };
     let mut next = first;
-    let mut early: BTreeMap<u64, Tally> = BTreeMap::new();
+    let mut early: BTreeMap<u64, (u64, Tally)> = BTreeMap::new();
     loop {
         match receiver.recv_timeout(LOOK) {
-            Ok((block, tally)) => {
-                early.insert(block, tally);
+            Ok((begin, end, tally)) => {
+                early.insert(begin, (end, tally));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return all,
         }
-        while let Some(tally) = early.remove(&next).filter(|_| all.complete) {
+        while let Some((end, tally)) = early.remove(&next).filter(|_| all.complete) {
             all.append(tally);
-            next += 1;
+            next = end;
         }
         look(&all);
     }

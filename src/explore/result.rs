@@ -173,6 +173,7 @@ impl Outcome {
         };
         Ok(Tally {
             runs: self.runs,
+            remembered: 0,
             next: self.next,
             coverage: self.coverage.iter().copied().collect(),
             states: self.states.iter().copied().collect(),

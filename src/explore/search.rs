@@ -3,14 +3,16 @@
 //! Runs are numbered; run 0 is QEMU's own order and teaches the others what they need to know. The verdict on a
 //! run depends on its number, the seed and the scenario alone, never on the runs around it.
 
-use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 
 use crate::sim::{ChoicePoint, Strategy};
 
 use crate::shard::Shard;
 
 use super::known::is_known;
+use super::memory::{Memory, Verdict, Walk};
 use super::model::Violation;
 use super::run::{RunReport, Setup, Trial, run, run_in_detail};
 use super::schedule::{Departure, Fit, Record, Replay, Scribe};
@@ -52,6 +54,12 @@ impl Plan {
 /// So many runs are made side by side, an event of each in turn. They do much the same at much the same time, so that
 /// code which a run passes only once or twice is at hand for the others; how many is measured, not reasoned.
 const ABREAST: usize = 8;
+
+/// Runs that are looked at together, most of them remembered.
+const BATCH: usize = 256;
+
+/// One in so many remembered runs is made all the same, and compared.
+const CHECKED: u64 = 1024;
 
 /// QEMU's own order, counting as it goes.
 struct Student {
@@ -98,38 +106,73 @@ pub struct Seeded<'a> {
     plan: &'a Plan,
     learned: Learned,
     own_order: RunReport,
+    /// What it remembers of its runs; none where that is not worth it.
+    memory: RefCell<Option<Rc<RefCell<Memory>>>>,
+}
+
+/// A run of a stretch.
+enum Made<'b> {
+    /// QEMU's own order, made long ago.
+    Own,
+    /// Its end is remembered.
+    Remembered(Walk, u32),
+    /// It is made; with what leads it through what is remembered.
+    Trial(Trial<'b>, Option<Rc<RefCell<Walk>>>),
 }
 
 impl<'a> Seeded<'a> {
     /// Makes the run in QEMU's own order, which all others need.
     pub fn new(setup: &'a Setup, plan: &'a Plan) -> Seeded<'a> {
         let (learned, own_order) = learn(setup);
-        Seeded { setup, plan, learned, own_order }
+        let memory = Memory::new(plan.kind.looks_at_order());
+        Seeded { setup, plan, learned, own_order, memory: RefCell::new(Some(Rc::new(RefCell::new(memory)))) }
+    }
+
+    /// The same search with another memory; without one each run is made.
+    pub fn with_memory(self, memory: Option<Memory>) -> Seeded<'a> {
+        Seeded { memory: RefCell::new(memory.map(|memory| Rc::new(RefCell::new(memory)))), ..self }
+    }
+
+    /// Whether it remembers anything: it stops where that costs more than it spares.
+    pub fn remembers(&self) -> bool {
+        self.memory.borrow().is_some()
+    }
+
+    /// Whether more than half of the last hundred runs or so were remembered from beginning to end.
+    pub fn is_mostly_remembered(&self) -> bool {
+        self.memory.borrow().as_ref().is_some_and(|memory| memory.borrow().knows_most())
     }
 
     /// Makes the plan's runs in `numbers` up to the first that fails; `go_on` is asked before each.
     pub fn stretch(&self, numbers: Range<u64>, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
         let mut tally = Tally { complete: true, next: numbers.start, ..Tally::default() };
+        if let Some(memory) = &*self.memory.borrow() {
+            memory.borrow_mut().begin_count();
+        }
         let end = numbers.end.min(self.plan.end);
         let mut own = (numbers.start..end).filter(|index| self.plan.takes(*index));
         let mut going_on = true;
         while going_on {
-            let mut abreast = Vec::new();
-            while abreast.len() < ABREAST && going_on {
+            let (mut batch, mut trials) = (Vec::new(), 0);
+            while trials < ABREAST && batch.len() < BATCH && going_on {
                 let Some(index) = own.next() else { break };
                 going_on = go_on(&tally);
                 if going_on {
-                    abreast.push((index, self.begin(index)));
+                    let made = self.begin(index);
+                    trials += usize::from(matches!(made, Made::Trial(..)));
+                    batch.push((index, made));
                 }
             }
-            if abreast.is_empty() {
+            if batch.is_empty() {
                 break;
             }
+            side_by_side(&mut batch);
             let mut failed = None;
-            // The runs behind the first that fails do not count, but each is taken down by being judged.
-            for (index, report) in self.reports(abreast) {
-                if failed.is_none() && tally.take_run(self.plan, index, &report) {
-                    failed = Some(index);
+            for (index, made) in batch {
+                // The runs behind the first that fails do not count, but each is taken down.
+                let counts = failed.is_none().then_some(&mut tally);
+                if self.take(counts, index, made) {
+                    failed = failed.or(Some(index));
                 }
             }
             if let Some(index) = failed {
@@ -145,33 +188,92 @@ impl<'a> Seeded<'a> {
         tally
     }
 
-    /// Begins run `index`, unless it has been made already.
-    fn begin(&self, index: u64) -> Option<Trial<'_>> {
-        (index > 0).then(|| Trial::begin(self.setup, self.strategy(index), None))
+    /// Begins run `index`, unless its end is known.
+    fn begin(&self, index: u64) -> Made<'_> {
+        if index == 0 {
+            return Made::Own;
+        }
+        let strategy = self.strategy(index);
+        let mut memory = self.memory.borrow_mut();
+        if memory.as_ref().is_some_and(|memory| !memory.borrow().is_useful()) {
+            *memory = None;
+        }
+        let Some(memory) = &*memory else { return Made::Trial(Trial::begin(self.setup, strategy, None), None) };
+        let walk = Walk::begin(memory, strategy);
+        if let Some(end) = walk.end() {
+            return Made::Remembered(walk, end);
+        }
+        let (trial, walk) = walk.made(self.setup);
+        Made::Trial(trial, Some(walk))
     }
 
-    /// Makes runs side by side, an event of each in turn, and judges one after the other.
-    fn reports<'b>(
-        &'b self,
-        mut abreast: Vec<(u64, Option<Trial<'b>>)>,
-    ) -> impl Iterator<Item = (u64, Cow<'b, RunReport>)> {
-        let mut going_on = true;
-        while going_on {
-            going_on = false;
-            for trial in abreast.iter_mut().filter_map(|(_, trial)| trial.as_mut()) {
-                going_on |= trial.step();
+    /// Judges run `index`, which has come to its end, and counts it in the tally, if there is one; true if it broke
+    /// something that is not known.
+    fn take(&self, mut tally: Option<&mut Tally>, index: u64, made: Made<'_>) -> bool {
+        let mut count =
+            |report: &RunReport| tally.as_mut().is_some_and(|tally| tally.take_run(self.plan, index, report));
+        match made {
+            Made::Own => count(&self.own_order),
+            Made::Trial(trial, None) => count(&trial.judge()),
+            Made::Trial(trial, Some(walk)) => {
+                let end = walk.borrow().end();
+                let report = match end {
+                    Some(_) => {
+                        trial.abandon();
+                        None
+                    }
+                    None => Some(trial.judge()),
+                };
+                if let Some(report) = &report {
+                    walk.borrow_mut().has_ended(report);
+                }
+                let walk = walk.borrow();
+                walk.close();
+                tally.is_some_and(|tally| match (report, end) {
+                    (Some(report), _) => {
+                        walk.tell(index, tally);
+                        tally.take_run(self.plan, index, &report)
+                    }
+                    (None, Some(end)) => self.take_remembered(tally, index, &walk, end),
+                    (None, None) => false,
+                })
+            }
+            Made::Remembered(walk, end) => {
+                walk.close();
+                tally.is_some_and(|tally| self.take_remembered(tally, index, &walk, end))
             }
         }
-        abreast.into_iter().map(|(index, trial)| match trial {
-            Some(trial) => (index, Cow::Owned(trial.judge())),
-            None => (index, Cow::Borrowed(&self.own_order)),
-        })
+    }
+
+    fn take_remembered(&self, tally: &mut Tally, index: u64, walk: &Walk, end: u32) -> bool {
+        walk.tell(index, tally);
+        tally.remembered += 1;
+        let verdict = walk.verdict(end);
+        if index % CHECKED == CHECKED - 1 {
+            let made = run(self.setup, self.strategy(index));
+            let made = Verdict { state: made.state, violations: made.violations };
+            assert_eq!(made, verdict, "run {index} is remembered otherwise than it goes");
+        }
+        tally.take_verdict(self.plan, index, verdict.state, &verdict.violations)
     }
 
     fn strategy(&self, index: u64) -> Box<dyn Strategy> {
         match index {
             0 => Box::new(Sparse::new(Vec::new())),
             _ => self.plan.kind.strategy(self.plan.seed, index, &self.learned),
+        }
+    }
+}
+
+/// Makes runs side by side, an event of each in turn.
+fn side_by_side(batch: &mut [(u64, Made<'_>)]) {
+    let mut going_on = true;
+    while going_on {
+        going_on = false;
+        for (_, made) in batch.iter_mut() {
+            if let Made::Trial(trial, _) = made {
+                going_on |= trial.step();
+            }
         }
     }
 }

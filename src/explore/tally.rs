@@ -29,8 +29,10 @@ pub type Seen = BTreeMap<u64, u64>;
 /// What a search has seen.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Runs made.
+    /// Runs that were judged.
     pub runs: u64,
+    /// How many of them this process did not have to make. That depends on the number of threads, so no result keeps it.
+    pub remembered: u64,
     /// All runs of the search that have a lower number than this are made.
     pub next: u64,
     /// Distinct abstract states.
@@ -62,17 +64,32 @@ impl Tally {
 
     /// Takes run `index` in, the highest so far; true if it broke something that is not known.
     pub fn take_run(&mut self, plan: &Plan, index: u64, report: &RunReport) -> bool {
-        self.runs += 1;
-        self.next = index + 1;
-        for state in &report.coverage {
+        self.take_seen(index, &report.coverage, &report.cells);
+        self.take_verdict(plan, index, report.state, &report.violations)
+    }
+
+    /// Takes in what was seen in run `index`, the highest so far.
+    pub fn take_seen<'a>(
+        &mut self,
+        index: u64,
+        coverage: impl IntoIterator<Item = &'a u64>,
+        cells: impl IntoIterator<Item = &'a u64>,
+    ) {
+        for state in coverage {
             self.coverage.entry(*state).or_insert(index);
         }
-        for cell in &report.cells {
+        for cell in cells {
             self.cells.entry(*cell).or_insert(index);
         }
-        self.states.entry(report.state).or_insert(index);
-        let new = report.violations.iter().any(|violation| !plan.is_known(violation));
-        if !new && !report.violations.is_empty() {
+    }
+
+    /// Takes in how run `index` ended, the highest so far; true if it broke something that is not known.
+    pub fn take_verdict(&mut self, plan: &Plan, index: u64, state: u64, violations: &[Violation]) -> bool {
+        self.runs += 1;
+        self.next = index + 1;
+        self.states.entry(state).or_insert(index);
+        let new = violations.iter().any(|violation| !plan.is_known(violation));
+        if !new && !violations.is_empty() {
             self.known.push(index);
         }
         new
@@ -81,6 +98,7 @@ impl Tally {
     /// Adds a later stretch of the same search.
     pub fn append(&mut self, later: Tally) {
         self.runs += later.runs;
+        self.remembered += later.remembered;
         self.next = later.next;
         self.known.extend(later.known);
         add(&mut self.coverage, later.coverage);
