@@ -70,11 +70,11 @@ fn a_search_that_remembers_says_the_same_as_10_0() {
 #[test]
 fn most_runs_of_a_small_scenario_are_remembered_in_the_end() {
     let setup = &setups("small", Compat::Qemu72)[0];
-    let plan = Plan::new(Kind::Random, 5, 20_000);
+    let plan = Plan::new(Kind::Random, 5, 15_000);
     let search = Seeded::new(setup, &plan);
     search.stretch(0..16, |_| true);
     assert!(!search.is_mostly_remembered());
-    let tally = search.stretch(16..20_000, |_| true);
+    let tally = search.stretch(16..15_000, |_| true);
     assert!(search.is_mostly_remembered() && tally.failure.is_none());
 }
 
