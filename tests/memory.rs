@@ -54,16 +54,16 @@ fn compare(setup: &Setup, kind: Kind, seed: u64, schedules: u64) {
 #[test]
 fn a_search_that_remembers_says_the_same_as_7_2() {
     for setup in SCENARIOS.iter().flat_map(|name| setups(name, Compat::Qemu72)) {
-        compare(&setup, Kind::Random, 3, 80);
-        compare(&setup, Kind::Auto, 3, 80);
+        compare(&setup, Kind::Random, 3, 40);
+        compare(&setup, Kind::Auto, 3, 40);
     }
 }
 
 #[test]
 fn a_search_that_remembers_says_the_same_as_10_0() {
     for setup in SCENARIOS.iter().flat_map(|name| setups(name, Compat::Qemu100)) {
-        compare(&setup, Kind::Random, 4, 80);
-        compare(&setup, Kind::Auto, 4, 80);
+        compare(&setup, Kind::Random, 4, 40);
+        compare(&setup, Kind::Auto, 4, 40);
     }
 }
 
