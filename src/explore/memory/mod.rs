@@ -26,7 +26,7 @@ use footprints::Footprints;
 
 pub use walk::Walk;
 
-/// So many steps are remembered at most: some 50 MB.
+/// So many steps are remembered at most, of some hundreds of bytes each.
 const STEPS: usize = 250_000;
 /// Runs after which it is seen whether remembering is worth its cost, for the first time, and again after twice, four
 /// times as many and so on.
