@@ -206,6 +206,7 @@ fn search_case(
     let begun = kept.begun(options, search)?;
     let mut progress = Progress::new(&search.case, plan, options.time, begun.runs);
     let begin = Instant::now();
+    let memory = plan.memory();
     let in_time = || options.time.is_none_or(|time| begin.elapsed() < time);
     // A case can't be sent to another thread, so each reads the scenario again; it was readable above.
     let make = || search.setup().expect("the scenario was read with this case a moment ago");
@@ -235,7 +236,7 @@ fn search_case(
         let look = |tally: &Tally| (shown.borrow_mut())(tally);
         let mut seeded = |begun: Tally, end: u64| {
             let part = Plan { end, ..plan.clone() };
-            search_on(options.threads, &make, &part, begun, &in_time, &mut |tally| look(tally))
+            search_on(options.threads, &make, &part, &memory, begun, &in_time, &mut |tally| look(tally))
         };
         let mut go_on = |tally: &Tally| {
             look(tally);
@@ -246,7 +247,7 @@ fn search_case(
         return Ok(tally);
     }
     let mut trouble = None;
-    let tally = search_on(options.threads, &make, plan, begun, &in_time, &mut |tally| {
+    let tally = search_on(options.threads, &make, plan, &memory, begun, &in_time, &mut |tally| {
         if let Some(line) = progress.line(tally) {
             ui.show(&line);
         }

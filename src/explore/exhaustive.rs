@@ -103,7 +103,7 @@ impl<'a> Exhausting<'a> {
             tally.next += 1;
         } else if tally.take(self.plan, &report) {
             let names = self.tree.borrow().events().iter().map(|event| event.name).collect();
-            tally.failure = describe(self.setup, self.plan, tally.next - 1, Box::new(Script::new(names)));
+            tally.failure = Some(describe(self.setup, self.plan, tally.next - 1, Box::new(Script::new(names))));
             return;
         }
         self.explored = self.tree.borrow().explored();

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use super::memory::SharedMemory;
 use super::run::Setup;
 use super::search::{Plan, Seeded, Tally};
 use crate::workers::spawn;
@@ -19,7 +20,7 @@ pub type MakeSetup<'a> = &'a (dyn Fn() -> Setup + Sync);
 /// Numbers of runs in a block: enough that threads seldom meet, few enough that little is lost or waited for.
 const BLOCK: u64 = 32;
 /// The same where most runs are only remembered, which takes no time.
-const LONG_BLOCK: u64 = 1024;
+const LONG_BLOCK: u64 = 4096;
 
 /// How often whoever looks on is told, while nothing else happens.
 const LOOK: Duration = Duration::from_millis(200);
@@ -27,6 +28,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What is common to the threads.
 struct Common<'a> {
     plan: &'a Plan,
+    memory: &'a SharedMemory,
     /// The first run that nobody has taken.
     next: AtomicU64,
     /// The first run of the lowest block with a failure; those behind it need not be made.
@@ -34,12 +36,13 @@ struct Common<'a> {
     go_on: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// Goes on with the plan from `begun` on `threads` threads. `go_on` is asked between runs; `look` sees what is
+/// Goes on with the plan from `begun` on `threads` threads, which fill the same memory. `go_on` is asked between runs; `look` sees what is
 /// done so far, several times a second.
 pub fn search_on(
     threads: u64,
     make: MakeSetup<'_>,
     plan: &Plan,
+    memory: &SharedMemory,
     begun: Tally,
     go_on: &(dyn Fn() -> bool + Sync),
     look: &mut dyn FnMut(&Tally),
@@ -48,7 +51,7 @@ pub fn search_on(
         return begun;
     }
     let first = begun.next;
-    let common = Common { plan, next: AtomicU64::new(first), failed: AtomicU64::new(u64::MAX), go_on };
+    let common = Common { plan, memory, next: AtomicU64::new(first), failed: AtomicU64::new(u64::MAX), go_on };
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
         let common = &common;
@@ -68,7 +71,7 @@ type Block = (u64, u64, Tally);
 /// One thread: block after block.
 fn work(common: &Common<'_>, make: MakeSetup<'_>, sender: &Sender<Block>) {
     let setup = make();
-    let seeded = Seeded::new(&setup, common.plan);
+    let seeded = Seeded::sharing(&setup, common.plan, common.memory);
     loop {
         let length = if seeded.is_mostly_remembered() { LONG_BLOCK } else { BLOCK };
         let begin = common.next.fetch_add(length, Ordering::Relaxed);

@@ -4,7 +4,6 @@
 //! stay behind for the next one.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Once;
@@ -24,7 +23,7 @@ use crate::store::Host;
 
 use super::model::hash::Fnv;
 use super::model::qcow2_image::{self, Verdict};
-use super::model::{Breach, FinalState, Invariant, Violation, Watch};
+use super::model::{Breach, FinalState, Invariant, Sightings, Violation, Watch};
 
 /// A run of a small scenario that is not over by then never will be.
 const STEP_LIMIT: u64 = 200_000;
@@ -80,10 +79,8 @@ pub struct RunReport {
     pub choices: Vec<Recorded>,
     /// Events of the loop.
     pub steps: u64,
-    /// Abstract states that it went through.
-    pub coverage: BTreeSet<u64>,
-    /// Pairs of a job's state and a device operation that ended in it.
-    pub cells: BTreeSet<u64>,
+    /// What it has reached.
+    pub seen: Sightings,
     /// A hash of what it left.
     pub state: u64,
     /// The transcript, for whoever shows the run.
@@ -248,8 +245,7 @@ impl<'a> Trial<'a> {
         // What the scenario expects is often only what follows; that nothing goes on comes first.
         let place = if is_stuck { 0 } else { report.violations.len() };
         report.violations.splice(place..place, ending);
-        report.coverage = std::mem::take(&mut watch.coverage);
-        report.cells = std::mem::take(&mut watch.cells);
+        report.seen = std::mem::take(&mut watch.seen);
         report.state = hash(state.as_ref(), &report.violations);
         report.left = state;
         report

@@ -12,7 +12,7 @@ use crate::sim::{ChoicePoint, Strategy};
 use crate::shard::Shard;
 
 use super::known::is_known;
-use super::memory::{Memory, Verdict, Walk};
+use super::memory::{Memory, Share, SharedMemory, Verdict, Walk};
 use super::model::Violation;
 use super::run::{RunReport, Setup, Trial, run, run_in_detail};
 use super::schedule::{Departure, Fit, Record, Replay, Scribe};
@@ -38,6 +38,11 @@ impl Plan {
     /// All runs from 0 to `schedules`.
     pub fn new(kind: Kind, seed: u64, schedules: u64) -> Plan {
         Plan { kind, seed, end: schedules, part: None, known: Vec::new() }
+    }
+
+    /// An empty memory for the seeded runs.
+    pub fn memory(&self) -> SharedMemory {
+        SharedMemory::new(Memory::new(self.kind.looks_at_order()))
     }
 
     /// Whether run `index` belongs to this part of the search.
@@ -107,7 +112,7 @@ pub struct Seeded<'a> {
     learned: Learned,
     own_order: RunReport,
     /// What it remembers of its runs; none where that is not worth it.
-    memory: RefCell<Option<Rc<RefCell<Memory>>>>,
+    memory: RefCell<Option<Rc<Share>>>,
 }
 
 /// A run of a stretch.
@@ -115,22 +120,28 @@ enum Made<'b> {
     /// QEMU's own order, made long ago.
     Own,
     /// Its end is remembered.
-    Remembered(Walk, u32),
+    Remembered(Box<Walk>, u32),
     /// It is made; with what leads it through what is remembered.
     Trial(Trial<'b>, Option<Rc<RefCell<Walk>>>),
 }
 
 impl<'a> Seeded<'a> {
-    /// Makes the run in QEMU's own order, which all others need.
+    /// Makes the run in QEMU's own order, which all others need. It has a memory to itself.
     pub fn new(setup: &'a Setup, plan: &'a Plan) -> Seeded<'a> {
+        Seeded::sharing(setup, plan, &plan.memory())
+    }
+
+    /// The same with a memory that other searches of the same case and kind fill too.
+    pub fn sharing(setup: &'a Setup, plan: &'a Plan, memory: &SharedMemory) -> Seeded<'a> {
         let (learned, own_order) = learn(setup);
-        let memory = Memory::new(plan.kind.looks_at_order());
-        Seeded { setup, plan, learned, own_order, memory: RefCell::new(Some(Rc::new(RefCell::new(memory)))) }
+        let share = Rc::new(Share::new(memory.clone()));
+        Seeded { setup, plan, learned, own_order, memory: RefCell::new(Some(share)) }
     }
 
     /// The same search with another memory; without one each run is made.
     pub fn with_memory(self, memory: Option<Memory>) -> Seeded<'a> {
-        Seeded { memory: RefCell::new(memory.map(|memory| Rc::new(RefCell::new(memory)))), ..self }
+        let share = memory.map(|memory| Rc::new(Share::new(SharedMemory::new(memory))));
+        Seeded { memory: RefCell::new(share), ..self }
     }
 
     /// Whether it remembers anything: it stops where that costs more than it spares.
@@ -140,14 +151,14 @@ impl<'a> Seeded<'a> {
 
     /// Whether more than half of the last hundred runs or so were remembered from beginning to end.
     pub fn is_mostly_remembered(&self) -> bool {
-        self.memory.borrow().as_ref().is_some_and(|memory| memory.borrow().knows_most())
+        self.memory.borrow().as_ref().is_some_and(|share| share.knows_most())
     }
 
     /// Makes the plan's runs in `numbers` up to the first that fails; `go_on` is asked before each.
     pub fn stretch(&self, numbers: Range<u64>, mut go_on: impl FnMut(&Tally) -> bool) -> Tally {
         let mut tally = Tally { complete: true, next: numbers.start, ..Tally::default() };
-        if let Some(memory) = &*self.memory.borrow() {
-            memory.borrow_mut().begin_count();
+        if let Some(share) = &*self.memory.borrow() {
+            share.begin_count();
         }
         let end = numbers.end.min(self.plan.end);
         let mut own = (numbers.start..end).filter(|index| self.plan.takes(*index));
@@ -176,7 +187,7 @@ impl<'a> Seeded<'a> {
                 }
             }
             if let Some(index) = failed {
-                tally.failure = describe(self.setup, self.plan, index, self.strategy(index));
+                tally.failure = Some(describe(self.setup, self.plan, index, self.strategy(index)));
                 tally.complete = false;
                 return tally;
             }
@@ -195,13 +206,13 @@ impl<'a> Seeded<'a> {
         }
         let strategy = self.strategy(index);
         let mut memory = self.memory.borrow_mut();
-        if memory.as_ref().is_some_and(|memory| !memory.borrow().is_useful()) {
+        if memory.as_ref().is_some_and(|share| !share.is_useful()) {
             *memory = None;
         }
-        let Some(memory) = &*memory else { return Made::Trial(Trial::begin(self.setup, strategy, None), None) };
-        let walk = Walk::begin(memory, strategy);
+        let Some(share) = &*memory else { return Made::Trial(Trial::begin(self.setup, strategy, None), None) };
+        let walk = Walk::begin(share, strategy);
         if let Some(end) = walk.end() {
-            return Made::Remembered(walk, end);
+            return Made::Remembered(Box::new(walk), end);
         }
         let (trial, walk) = walk.made(self.setup);
         Made::Trial(trial, Some(walk))
@@ -295,7 +306,7 @@ pub fn search_bounded(setup: &Setup, plan: &Plan, bound: usize, mut go_on: impl 
         let report = run(setup, Box::new(Sparse::new(departures.clone())));
         if tally.take(plan, &report) {
             let again = Box::new(Sparse::new(departures));
-            tally.failure = describe(setup, plan, tally.runs - 1, again);
+            tally.failure = Some(describe(setup, plan, tally.runs - 1, again));
             tally.complete = false;
             break;
         }
@@ -331,13 +342,13 @@ impl<'a> Covering<'a> {
             let report = run(self.setup, Box::new(Sparse::new(self.tried.clone())));
             if tally.take(self.plan, &report) {
                 let again = Box::new(Sparse::new(std::mem::take(&mut self.tried)));
-                tally.failure = describe(self.setup, self.plan, tally.next - 1, again);
+                tally.failure = Some(describe(self.setup, self.plan, tally.next - 1, again));
                 tally.complete = false;
                 return;
             }
             let steps = report.choices.iter().filter(|choice| choice.what == "step").map(|choice| choice.taken);
             let taken = (0..).zip(steps).filter(|(_, taken)| *taken > 0);
-            self.corpus.has_run(taken.collect(), &report.coverage);
+            self.corpus.has_run(taken.collect(), report.seen.coverage());
             self.tried = self.corpus.next_schedule();
         }
     }
@@ -351,11 +362,14 @@ pub fn search_covering(setup: &Setup, plan: &Plan, mut go_on: impl FnMut(&Tally)
     tally
 }
 
-/// Repeats a run and writes its schedule down.
-pub(super) fn describe(setup: &Setup, plan: &Plan, index: u64, strategy: Box<dyn Strategy>) -> Option<Failure> {
+/// Repeats a run that has broken something, and writes its schedule down.
+pub(super) fn describe(setup: &Setup, plan: &Plan, index: u64, strategy: Box<dyn Strategy>) -> Failure {
     let (report, record) = transcribe(setup, strategy);
-    let violation = report.violations.into_iter().find(|violation| !plan.is_known(violation))?;
-    Some(Failure { index, violation, departures: record.departures })
+    let violation = report.violations.into_iter().find(|violation| !plan.is_known(violation));
+    // Nothing but a mistake in here could make two runs of one schedule differ.
+    let violation =
+        violation.unwrap_or_else(|| panic!("run {index} broke something, and nothing when it was repeated"));
+    Failure { index, violation, departures: record.departures }
 }
 
 /// Runs once and writes everything down by name.

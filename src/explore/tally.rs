@@ -64,22 +64,17 @@ impl Tally {
 
     /// Takes run `index` in, the highest so far; true if it broke something that is not known.
     pub fn take_run(&mut self, plan: &Plan, index: u64, report: &RunReport) -> bool {
-        self.take_seen(index, &report.coverage, &report.cells);
+        self.take_seen(index, report.seen.coverage(), report.seen.cells());
         self.take_verdict(plan, index, report.state, &report.violations)
     }
 
     /// Takes in what was seen in run `index`, the highest so far.
-    pub fn take_seen<'a>(
-        &mut self,
-        index: u64,
-        coverage: impl IntoIterator<Item = &'a u64>,
-        cells: impl IntoIterator<Item = &'a u64>,
-    ) {
+    pub fn take_seen(&mut self, index: u64, coverage: impl Iterator<Item = u64>, cells: impl Iterator<Item = u64>) {
         for state in coverage {
-            self.coverage.entry(*state).or_insert(index);
+            self.coverage.entry(state).or_insert(index);
         }
         for cell in cells {
-            self.cells.entry(*cell).or_insert(index);
+            self.cells.entry(cell).or_insert(index);
         }
     }
 

@@ -29,8 +29,11 @@ pub enum Mode {
 impl Mode {
     fn commutes(self, other: Mode) -> bool {
         let reads = |mode| matches!(mode, Mode::Read | Mode::Await);
-        let adds = |mode| matches!(mode, Mode::Add | Mode::Sub);
-        reads(self) && reads(other) || adds(self) && adds(other)
+        reads(self) && reads(other) || self.counts() && other.counts()
+    }
+
+    fn counts(self) -> bool {
+        matches!(self, Mode::Add | Mode::Sub)
     }
 }
 
@@ -79,6 +82,17 @@ impl Accesses {
 
     /// The first thing over which two steps conflict.
     pub fn common(&self, other: &Accesses) -> Option<Access> {
+        self.pair(other, |a, b| !a.commutes(b))
+    }
+
+    /// Whether both change a count that one of them lowers: what waits for it to be zero may need both.
+    pub fn count_together(&self, other: &Accesses) -> bool {
+        let lowers = |a: Mode, b: Mode| a.counts() && b.counts() && (a == Mode::Sub || b == Mode::Sub);
+        self.pair(other, lowers).is_some()
+    }
+
+    /// The first of these uses for which the other step has one of the same thing so that both are like this.
+    fn pair(&self, other: &Accesses, are: impl Fn(Mode, Mode) -> bool) -> Option<Access> {
         let (mut left, mut right) = (self.list.as_slice(), other.list.as_slice());
         while let (Some(a), Some(b)) = (left.first(), right.first()) {
             if a.object < b.object {
@@ -90,7 +104,7 @@ impl Accesses {
                 let (own, theirs) = (of_object(left), of_object(right));
                 for a in &left[..own] {
                     let clash =
-                        right[..theirs].iter().any(|b| !a.mode.commutes(b.mode) && a.begin < b.end && b.begin < a.end);
+                        right[..theirs].iter().any(|b| are(a.mode, b.mode) && a.begin < b.end && b.begin < a.end);
                     if clash {
                         return Some(*a);
                     }
@@ -99,6 +113,12 @@ impl Accesses {
             }
         }
         None
+    }
+
+    /// Whether the step has looked at the main context's bottom halves, and at the monitor's queue.
+    pub fn uses_queues(&self) -> (bool, bool) {
+        let uses = |queue| self.everything || self.list.iter().any(|access| access.object == queue);
+        (uses(BOTTOM_HALVES), uses(MONITOR))
     }
 
     /// A number for the whole.
@@ -265,6 +285,17 @@ mod tests {
         assert!(down.conflict(&zero) && down.is_awaited_by(&zero));
         assert!(!of(&[(5, 0, 10, Mode::Add)]).is_awaited_by(&zero));
         assert!(!down.is_awaited_by(&of(&[(5, 0, 10, Mode::Read)])));
+    }
+
+    #[test]
+    fn who_lowers_a_count_does_not_stand_apart_from_who_changes_it() {
+        let of_mode = |mode| of(&[(5, 0, 10, mode)]);
+        let (add, sub) = (of_mode(Mode::Add), of_mode(Mode::Sub));
+        assert!(
+            !sub.conflict(&sub) && sub.count_together(&sub) && sub.count_together(&add) && add.count_together(&sub)
+        );
+        assert!(!add.count_together(&add) && !sub.count_together(&of(&[(6, 0, 10, Mode::Sub)])));
+        assert!(!sub.count_together(&of_mode(Mode::Read)) && !sub.count_together(&of_mode(Mode::Write)));
     }
 
     #[test]

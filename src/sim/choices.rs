@@ -46,6 +46,11 @@ impl Footprint {
 }
 
 impl Alternative {
+    /// The loop's own next event.
+    pub fn of_loop() -> Alternative {
+        Alternative { footprint: Footprint::named("loop"), sequence: 0, event: 0, due: 0 }
+    }
+
     /// Whether this is not an arrival but the event loop's own next step.
     pub fn is_loop(&self) -> bool {
         self.sequence == 0
@@ -72,10 +77,31 @@ pub struct Alternative {
 pub enum Names<'a> {
     /// In the run.
     Of(&'a Sim),
-    /// One for each alternative: the run is only remembered.
-    Kept(&'a [Rc<str>]),
+    /// The run is only remembered: one for each alternative, by its number among all.
+    Kept(&'a [u32], &'a [Rc<str>]),
     /// Nowhere: in tests of strategies.
     None,
+}
+
+/// What the loop has to do by itself, at a choice point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queues {
+    /// It is in a nested poll.
+    pub framed: bool,
+    /// The frame that polls has looked at its condition since anything last happened.
+    pub looked: bool,
+    /// Bottom halves are pending.
+    pub bottom_halves: bool,
+    /// Something waits for the next dispatch of the monitor's context.
+    pub monitor: bool,
+}
+
+impl Queues {
+    /// Whether there is nothing for it to do but to wait. `closed`: see [`ChoicePoint::closed`].
+    pub fn is_idle(self, closed: bool) -> bool {
+        // Inside a frame's poll the monitor's context does not run.
+        !self.bottom_halves && if self.framed { self.looked && !closed } else { !self.monitor }
+    }
 }
 
 /// A place where more than one step could come next; the first alternative is QEMU's own.
@@ -86,6 +112,8 @@ pub struct ChoicePoint<'a> {
     pub alternatives: &'a [Alternative],
     /// Only the loop and requests can go on here; whatever else is due comes when the loop has.
     pub closed: bool,
+    /// What the loop has to do by itself.
+    pub queues: Queues,
     /// Names of tasks.
     pub names: Names<'a>,
 }
@@ -95,7 +123,7 @@ impl<'a> ChoicePoint<'a> {
     pub fn sim(&self) -> Option<&'a Sim> {
         match self.names {
             Names::Of(sim) => Some(sim),
-            Names::Kept(_) | Names::None => None,
+            Names::Kept(..) | Names::None => None,
         }
     }
 
@@ -103,7 +131,7 @@ impl<'a> ChoicePoint<'a> {
     pub fn actor(&self, index: usize) -> Rc<str> {
         let footprint = &self.alternatives[index].footprint;
         match (footprint.task, self.names) {
-            (_, Names::Kept(names)) => names[index].clone(),
+            (_, Names::Kept(numbers, names)) => names[numbers[index] as usize].clone(),
             (Some(task), Names::Of(sim)) => sim.task_name(task),
             _ => Rc::from(footprint.what),
         }

@@ -34,8 +34,9 @@ impl Sim {
             let events = self.0.events.borrow();
             if !events.is_idle() {
                 keys.push(None);
-                let footprint = Footprint { writes: !events.can_only_look(), ..Footprint::named("loop") };
-                alternatives.push(Alternative { footprint, sequence: 0, event: 0, due: events.due_later(self.now()) });
+                let footprint = Footprint { writes: !events.can_only_look(), ..Alternative::of_loop().footprint };
+                let due = events.due_later(self.now());
+                alternatives.push(Alternative { footprint, due, ..Alternative::of_loop() });
             }
             for (key, arrival) in events.possible() {
                 keys.push(Some(*key));
@@ -45,8 +46,10 @@ impl Sim {
             }
         });
         let has_loop = alternatives.first().is_some_and(Alternative::is_loop);
-        let closed = self.0.events.borrow().is_bare();
-        let point = ChoicePoint { step: self.steps(), alternatives: &alternatives, closed, names: Names::Of(self) };
+        let (closed, queues) = access::unseen(|| (self.0.events.borrow().is_bare(), self.0.events.borrow().queues()));
+        debug_assert_eq!(has_loop, !queues.is_idle(closed), "{queues:?}");
+        let (step, names) = (self.steps(), Names::Of(self));
+        let point = ChoicePoint { step, alternatives: &alternatives, closed, queues, names };
         let taken = match keys.len() {
             0 => return Next::Loop,
             1 if has_loop => choices.only_loop(&point),

@@ -21,7 +21,7 @@ mod sync;
 mod tests;
 pub mod trace;
 
-pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Names, Recorded, Strategy};
+pub use choices::{ABANDON, Alternative, ChoicePoint, Choices, Footprint, Names, Queues, Recorded, Strategy};
 pub use executor::{LocalFuture, Running, Sim, Stuck, TaskId, TaskKind};
 pub use outside::Sleeper;
 pub use poll::PollUntil;

@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use super::Nanos;
 use super::access::{self, Mode, mix};
 use super::arrivals::{Arrival, ArrivalKey, Arrivals, Arrives, Class};
-use super::choices::Footprint;
+use super::choices::{Footprint, Queues};
 use super::choose::Next;
 use super::executor::{Sim, TaskId};
 use super::shared::Cell;
@@ -211,6 +211,16 @@ impl EventLoop {
     /// Whether the innermost frame is in a bare poll.
     pub(super) fn is_bare(&self) -> bool {
         self.bare.is_some() && self.bare == self.frames.last().copied()
+    }
+
+    /// What there is for the loop to do by itself.
+    pub(super) fn queues(&self) -> Queues {
+        Queues {
+            framed: !self.frames.is_empty(),
+            looked: self.looked,
+            bottom_halves: !self.pending.is_empty(),
+            monitor: !self.monitor_pending.is_empty(),
+        }
     }
 
     /// Whether the loop is where QEMU's looks for what is ready.

@@ -49,6 +49,12 @@ impl<T> Cell<T> {
 }
 
 impl<T: Copy> Cell<T> {
+    /// The value, for a caller who says by other means what the use of it depends on.
+    #[inline]
+    pub fn peek(&self) -> T {
+        self.inner.get()
+    }
+
     /// The value.
     #[inline]
     pub fn get(&self) -> T {

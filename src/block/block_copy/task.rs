@@ -28,8 +28,9 @@ impl Request {
         Request { offset, bytes: Cell::new(bytes), waiters: WaitQueue::default() }
     }
 
+    /// What matters here the list of requests notes by its range.
     fn overlaps(&self, offset: u64, bytes: u64) -> bool {
-        self.offset < offset + bytes && offset < self.offset + self.bytes.get()
+        self.offset < offset + bytes && offset < self.offset + self.bytes.peek()
     }
 }
 
@@ -69,6 +70,7 @@ impl BlockCopy {
         self.in_flight.add(bytes);
         let request = Rc::new(Request::new(offset, bytes));
         self.requests.note(offset, offset + bytes, Mode::Write);
+        self.note_order(Mode::Write);
         self.requests.borrow_part_mut().insert(0, request.clone());
         Some(Task { request, method: self.method.get() })
     }
@@ -107,7 +109,18 @@ impl BlockCopy {
     /// The newest range in flight that overlaps.
     pub(super) fn conflict(&self, offset: u64, bytes: u64) -> Option<Rc<Request>> {
         self.requests.note(offset, offset + bytes, Mode::Read);
-        self.requests.borrow_part().iter().find(|r| r.overlaps(offset, bytes)).cloned()
+        let requests = self.requests.borrow_part();
+        let mut overlapping = requests.iter().filter(|request| request.overlaps(offset, bytes));
+        let newest = overlapping.next().cloned();
+        if overlapping.next().is_some() {
+            self.note_order(Mode::Read);
+        }
+        newest
+    }
+
+    /// Which of two ranges in flight is the newer one matters only to who overlaps both.
+    pub(super) fn note_order(&self, mode: Mode) {
+        self.requests.note(u64::MAX - 1, u64::MAX, mode);
     }
 
     /// What the source knows about a range: flags, and of how many bytes it knows them.

@@ -10,12 +10,14 @@ use crate::sim::access::Accesses;
 /// Pairs of lists up to this number are remembered; those of later lists are compared each time.
 const PAIRS: usize = 4096;
 
-/// What is known about a pair.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Pair {
-    #[default]
-    Unknown,
+/// What two events have to do with each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pair {
+    /// Neither has to do with the other.
     Apart,
+    /// Their order does not matter, but something may need both.
+    Together,
+    /// Their order may matter.
     Conflict,
 }
 
@@ -25,7 +27,7 @@ pub(super) struct Footprints {
     lists: Vec<Accesses>,
     numbers: BTreeMap<u64, Vec<u32>>,
     /// For each list those with a lower number and itself.
-    pairs: Vec<Vec<Pair>>,
+    pairs: Vec<Vec<Option<Pair>>>,
 }
 
 impl Footprints {
@@ -44,22 +46,26 @@ impl Footprints {
         same.push(number);
         self.lists.push(touched);
         if self.lists.len() <= PAIRS {
-            self.pairs.push(vec![Pair::Unknown; self.lists.len()]);
+            self.pairs.push(vec![None; self.lists.len()]);
         }
         number
     }
 
-    /// Whether the order of two events with these lists may matter.
-    pub(super) fn conflict(&mut self, one: u32, other: u32) -> bool {
+    /// What two events with these lists have to do with each other.
+    pub(super) fn pair(&mut self, one: u32, other: u32) -> Pair {
         let (low, high) = (one.min(other) as usize, one.max(other) as usize);
-        let known = self.pairs.get(high).map_or(Pair::Unknown, |row| row[low]);
-        if known != Pair::Unknown {
-            return known == Pair::Conflict;
+        if let Some(known) = self.pairs.get(high).and_then(|row| row[low]) {
+            return known;
         }
-        let conflict = self.lists[low].conflict(&self.lists[high]);
+        let (left, right) = (&self.lists[low], &self.lists[high]);
+        let pair = match left.conflict(right) {
+            true => Pair::Conflict,
+            false if left.count_together(right) => Pair::Together,
+            false => Pair::Apart,
+        };
         if let Some(row) = self.pairs.get_mut(high) {
-            row[low] = if conflict { Pair::Conflict } else { Pair::Apart };
+            row[low] = Some(pair);
         }
-        conflict
+        pair
     }
 }

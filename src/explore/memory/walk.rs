@@ -4,17 +4,18 @@
 //! remembered events first, unrecorded; it is given up as soon as it has come back to where the rest is remembered.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
-use crate::sim::access::{self, Accesses, mix};
+use crate::sim::access::{self, Accesses};
 use crate::sim::{ABANDON, Alternative, ChoicePoint, Names, Strategy};
 
-use super::super::model::Watch;
+use super::super::model::{Mark, Seen, Sightings, Watch};
 use super::super::run::{RunReport, Setup, Trial};
 use super::super::tally::Tally;
-use super::{Class, Memory, Seen, Step, To, Verdict};
+use super::{Done, Memory, Possible, Share, Step, To, Verdict};
 
+/// As many steps as a run of a small scenario has.
+const USUAL: usize = 64;
 /// A run that adds more than this has no end, or is like no other.
 const LONG: u64 = 5_000;
 
@@ -36,49 +37,57 @@ struct UnderWay {
     from: Option<(u32, u64)>,
     touched: Option<Accesses>,
     changed: bool,
-    seen: Seen,
+    /// Where the judges stood when it began.
+    begun: Mark,
+    seen: Sightings,
 }
 
 /// See the module's text.
 pub struct Walk {
-    memory: Rc<RefCell<Memory>>,
+    share: Rc<Share>,
     strategy: Box<dyn Strategy>,
     at: At,
     /// Remembered steps that it has taken, or that are remembered since.
     passed: Vec<u32>,
     /// Those of them that were new.
     new: u64,
-    /// Events before, by name and what they touched: of those that were recorded.
+    /// How many of them the run that is made has taken too.
+    taken: usize,
+    /// What comes behind them: the place, and the event, of which nothing is remembered there.
+    unknown: Option<(u32, u64)>,
+    /// The events among the first `counted` of them that were more than a look, by identity and what they touched.
     before: Vec<(u64, u32)>,
-    /// What a run that is made has yet to take, each event with its place; the last one is not remembered.
-    script: VecDeque<(u32, u64)>,
+    counted: usize,
     /// What it takes again, where that is compared.
     again: Option<u32>,
     under_way: Option<UnderWay>,
     /// What was seen outside.
-    rest: Seen,
+    rest: Sightings,
 }
 
 impl Walk {
     /// Goes as far as everything is remembered.
-    pub fn begin(memory: &Rc<RefCell<Memory>>, strategy: Box<dyn Strategy>) -> Walk {
+    pub fn begin(share: &Rc<Share>, strategy: Box<dyn Strategy>) -> Walk {
         let mut walk = Walk {
-            memory: memory.clone(),
+            share: share.clone(),
             strategy,
             at: At::Outside,
-            passed: Vec::new(),
+            passed: Vec::with_capacity(USUAL),
             new: 0,
+            taken: 0,
+            unknown: None,
             before: Vec::new(),
-            script: VecDeque::new(),
+            counted: 0,
             again: None,
             under_way: None,
-            rest: Seen::default(),
+            rest: Sightings::default(),
         };
-        let memory = memory.borrow();
-        match memory.begin {
+        let begin = share.memory.read().begin;
+        match begin {
             Some(step) => {
-                walk.pass(&memory, step, 0);
-                walk.go_on(&memory);
+                walk.pass(step, share.memory.read().steps[step as usize].to);
+                walk.taken = 1;
+                walk.go_on();
             }
             None => walk.under_way = Some(UnderWay::default()),
         }
@@ -103,31 +112,37 @@ impl Walk {
 
     /// Tells what the judges have seen in run `index`, which is later than all that have been told in this count.
     pub fn tell(&self, index: u64, tally: &mut Tally) {
-        let memory = self.memory.borrow();
-        let passed = self.passed.iter().map(|step| &memory.steps[*step as usize]);
-        let new = passed.filter(|step| step.told.replace(memory.count) != memory.count).map(|step| &step.seen);
-        for seen in new.chain([&self.rest]) {
-            tally.take_seen(index, &seen.coverage, &seen.cells);
-        }
+        let take = |seen: &Seen, mark: &Mark| tally.take_seen(index, seen.coverage(mark), seen.cells(mark));
+        self.share.tell(&self.share.memory.read(), &self.passed, take);
+        tally.take_seen(index, self.rest.coverage(), self.rest.cells());
     }
 
     /// The verdict of an end.
     pub fn verdict(&self, end: u32) -> Verdict {
-        self.memory.borrow().ends[end as usize].clone()
+        self.share.memory.read().ends[end as usize].clone()
     }
 
     /// The run has come to its end by itself: remembers it.
     pub fn has_ended(&mut self, report: &RunReport) {
-        let rest = Seen::new(report.coverage.clone(), report.cells.clone());
-        let Some(UnderWay { from, mut seen, .. }) = self.under_way.take() else {
+        let rest = report.seen.clone();
+        let Some(UnderWay { from, begun, mut seen, .. }) = self.under_way.take() else {
             // A run that crashed where a remembered one did not says so by its violation.
             return self.rest.add(rest);
         };
         seen.add(rest);
-        let memory = &mut *self.memory.borrow_mut();
+        let memory = &mut *self.share.memory.write();
         let step = memory.after(from).unwrap_or_else(|| {
             let end = memory.add_end(Verdict { state: report.state, violations: report.violations.clone() });
-            memory.add_step(from, Step::new(To::End(end), None, seen))
+            let seen = memory.add_seen(seen.since(&begun));
+            let (from, event) = from.unzip();
+            memory.add_step(Step {
+                from,
+                event: event.unwrap_or(0),
+                to: To::End(end),
+                touched: None,
+                identity: 0,
+                seen,
+            })
         });
         self.passed.push(step);
         self.new += 1;
@@ -136,47 +151,67 @@ impl Walk {
     /// Lets the memory know how much of the run was new.
     pub fn close(&self) {
         let steps = self.passed.len() as u64 + u64::from(self.at == At::Outside);
-        self.memory.borrow_mut().has_run(steps, self.new + u64::from(self.at == At::Outside));
+        self.share.has_run(steps, self.new + u64::from(self.at == At::Outside));
     }
 
     /// Takes a remembered step.
-    fn pass(&mut self, memory: &Memory, step: u32, event: u64) {
-        let Step { to, touched, .. } = &memory.steps[step as usize];
+    fn pass(&mut self, step: u32, to: To) {
         self.passed.push(step);
-        self.at = match *to {
-            To::Place(place) => {
-                if let Some(touched) = touched {
-                    let loops = memory.places[place as usize].class.loops;
-                    self.before.push((name(event, loops), *touched));
-                }
-                At::Place(place)
-            }
+        self.at = match to {
+            To::Place(place) => At::Place(place),
             To::End(end) => At::End(end),
         };
     }
 
-    /// Goes on through what is remembered, up to an end or to an event that is not, and writes down what a run that is
-    /// made has to take.
-    fn go_on(&mut self, memory: &Memory) {
-        while let At::Place(place) = self.at {
-            let here = &memory.places[place as usize];
-            let names = Names::Kept(&here.actors);
-            let point = ChoicePoint { step: 0, alternatives: &here.alternatives, closed: here.closed, names };
-            let event = here.alternatives[ask(&mut *self.strategy, &point)].event;
-            self.script.push_back((place, event));
-            match memory.after(Some((place, event))) {
-                Some(step) => self.pass(memory, step, event),
-                None => return,
-            }
+    /// Writes down what events there were before.
+    fn count(&mut self, memory: &Memory) {
+        for step in &self.passed[self.counted..] {
+            let Step { touched, identity, .. } = memory.steps[*step as usize];
+            self.before.extend(touched.map(|touched| (identity, touched)));
+        }
+        self.counted = self.passed.len();
+    }
+
+    /// Goes on through what is remembered or known from elsewhere, up to an end or to an event that is neither.
+    fn go_on(&mut self) {
+        let share = self.share.clone();
+        loop {
+            let unknown = self.follow(&share.memory.read());
+            let Some((place, event)) = unknown else { return };
+            let memory = &mut *share.memory.write();
+            self.count(memory);
+            let step = memory.after(unknown).or_else(|| memory.step_by_past(&self.before, place, event));
+            let Some(step) = step else {
+                self.unknown = unknown;
+                return;
+            };
+            self.pass(step, memory.steps[step as usize].to);
         }
     }
 
+    /// Goes on as far as there are steps. Tells at which place there is none for which event.
+    fn follow(&mut self, memory: &Memory) -> Option<(u32, u64)> {
+        let share = self.share.clone();
+        let all = share.names(memory);
+        while let At::Place(place) = self.at {
+            let here = &memory.places[place as usize];
+            let Possible { alternatives, actors } = memory.possible(place);
+            let (names, closed, queues) = (Names::Kept(actors, &all), here.closed, here.queues);
+            let point = ChoicePoint { step: 0, alternatives, closed, queues, names };
+            let event = alternatives[ask(&mut *self.strategy, &point)].event;
+            let Some((_, step, to)) = here.steps.iter().find(|(name, ..)| *name == event) else {
+                return Some((place, event));
+            };
+            self.pass(*step, *to);
+        }
+        None
+    }
+
     /// The event under way has come to its end at a point: remembers both, and goes on from there.
-    fn arrive(&mut self, point: &ChoicePoint<'_>) {
-        let Some(UnderWay { from, touched, changed, seen }) = self.under_way.take() else { return };
-        let touched = touched.unwrap_or_else(Accesses::everything);
-        let memory = self.memory.clone();
-        let memory = &mut *memory.borrow_mut();
+    fn arrive(&mut self, point: &ChoicePoint<'_>, watch: &Watch) {
+        let Some(UnderWay { from, touched, changed, begun, seen }) = self.under_way.take() else { return };
+        let share = self.share.clone();
+        let mut memory = share.memory.write();
         let step = match memory.after(from) {
             // Another run that is made at the same time was faster.
             Some(step) => step,
@@ -186,30 +221,37 @@ impl Walk {
             }
             None => {
                 self.new += 1;
-                let (class, touched) = self.class_after(memory, from, touched, changed);
-                let found = memory.find(class, point.alternatives);
-                let place = found.unwrap_or_else(|| memory.add_place(class, point));
-                memory.add_step(from, Step::new(To::Place(place), touched, seen))
+                self.count(&memory);
+                let done = Done { from, touched, changed, seen: seen.since(&begun) };
+                memory.remember(done, &self.before, point, watch.mark())
             }
         };
-        self.pass(memory, step, from.map_or(0, |(_, event)| event));
-        self.go_on(memory);
+        self.pass(step, memory.steps[step as usize].to);
+        self.taken = self.passed.len();
+        drop(memory);
+        self.go_on();
     }
 
     /// A run that is made takes the next event. If it is not remembered it is under way from now on. Tells its place among
     /// the alternatives, and whether it is to be recorded.
     fn take_next(&mut self, point: &ChoicePoint<'_>) -> Option<(usize, bool)> {
-        let (place, event) = self.script.pop_front()?;
-        let memory = self.memory.borrow();
-        let here = &memory.places[place as usize];
+        let memory = self.share.memory.read();
+        let again = self.passed.get(self.taken).copied();
+        let from = again.map(|step| (memory.steps[step as usize].from, memory.steps[step as usize].event));
+        let (place, event) = match from {
+            Some((place, event)) => (place?, event),
+            None => self.unknown.take()?,
+        };
+        let here = memory.possible(place);
         let index = point.alternatives.iter().position(|one| one.event == event);
         let is_same = || {
             let has = |one: &Alternative| point.alternatives.iter().any(|other| other.event == one.event);
             here.alternatives.len() == point.alternatives.len() && here.alternatives.iter().all(has)
         };
         let index = index.filter(|_| is_same()).expect("a run that is made comes to where a remembered one was");
-        if !self.script.is_empty() {
-            self.again = memory.after(Some((place, event))).filter(|_| memory.checks);
+        if again.is_some() {
+            self.taken += 1;
+            self.again = again.filter(|_| memory.checks);
             return Some((index, memory.checks));
         }
         self.under_way = Some(UnderWay { from: Some((place, event)), ..UnderWay::default() });
@@ -219,41 +261,12 @@ impl Walk {
     /// What was taken again has touched the same things.
     fn check(&mut self, touched: &Accesses) {
         let Some(step) = self.again.take() else { return };
-        let memory = self.memory.borrow();
+        let memory = self.share.memory.read();
         let remembered = memory.steps[step as usize].touched.map(|number| memory.footprints.list(number));
         if let Some(remembered) = remembered {
             assert_eq!(remembered, touched, "an event of a remembered run touches something else now");
         }
     }
-
-    /// The class of a run after an event, and the number of what it touched.
-    fn class_after(
-        &self,
-        memory: &mut Memory,
-        from: Option<(u32, u64)>,
-        touched: Accesses,
-        changed: bool,
-    ) -> (Class, Option<u32>) {
-        let Some((place, event)) = from else { return (Class::default(), None) };
-        let before = memory.places[place as usize].class;
-        if !changed {
-            return (Class { looked: true, ..before }, None);
-        }
-        let loops = before.loops + u64::from(event == 0);
-        let (name, touched) = (name(event, loops), memory.footprints.number(touched));
-        let mut digest = before.digest.wrapping_add(mix(name, 0));
-        for (earlier, footprint) in &self.before {
-            if memory.footprints.conflict(*footprint, touched) {
-                digest = digest.wrapping_add(mix(*earlier, name));
-            }
-        }
-        (Class { digest, loops, looked: false }, Some(touched))
-    }
-}
-
-/// An event's name among those of a run; the loop's own are counted.
-fn name(event: u64, loops: u64) -> u64 {
-    if event == 0 { loops } else { event }
 }
 
 /// Asks a strategy as [`crate::sim::Choices`] does.
@@ -276,16 +289,15 @@ struct Guide {
 
 impl Guide {
     /// What the judges have noted since the last time.
-    fn seen(&self) -> Seen {
-        let mut watch = self.watch.borrow_mut();
-        Seen::new(std::mem::take(&mut watch.coverage), std::mem::take(&mut watch.cells))
+    fn seen(&self) -> Sightings {
+        std::mem::take(&mut self.watch.borrow_mut().seen)
     }
 }
 
 impl Strategy for Guide {
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
         let mut walk = self.walk.borrow_mut();
-        walk.arrive(point);
+        walk.arrive(point, &self.watch.borrow());
         if walk.end().is_some() {
             return ABANDON;
         }
@@ -293,9 +305,10 @@ impl Strategy for Guide {
             access::record(false);
             return ask(&mut *walk.strategy, point);
         };
-        if walk.under_way.is_some() {
+        if let Some(under_way) = &mut walk.under_way {
             // What was seen on the way here is remembered with the way.
             self.seen();
+            under_way.begun = self.watch.borrow().mark();
         }
         access::record(records);
         index

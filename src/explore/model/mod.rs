@@ -19,11 +19,13 @@ mod places;
 pub mod qcow2_image;
 pub mod ranges;
 mod request;
+pub mod sightings;
 mod snapshots;
 mod verdict;
 pub mod violation;
 pub mod watch;
 
 pub use final_state::FinalState;
+pub use sightings::{Mark, Seen, Sightings};
 pub use violation::{Breach, Invariant, Violation};
 pub use watch::Watch;

@@ -20,6 +20,7 @@ use super::hash::Fnv;
 use super::jobs::{BackupRecord, Settled};
 use super::ranges::Ranges;
 use super::request::Request;
+use super::sightings::{Mark, Sightings, States, ranges_summand, state_number, state_summand};
 use super::snapshots::Snapshots;
 use super::violation::{Breach, Violation};
 
@@ -38,10 +39,8 @@ pub struct Watch {
     /// Guests' requests that failed: disk, operation, offset, errno.
     pub(super) guest_errors: Vec<(Rc<str>, &'static str, u64, i32)>,
     pub(super) found: Vec<Violation>,
-    /// Abstract states that the run went through.
-    pub coverage: BTreeSet<u64>,
-    /// Pairs of a job's state (highest byte) and a device operation that ended in it (the rest).
-    pub cells: BTreeSet<u64>,
+    /// What the run has reached.
+    pub seen: Sightings,
     pub(super) killed: bool,
     /// Machines that have ended.
     pub(super) machine: u32,
@@ -93,8 +92,7 @@ impl Watch {
             compressed: BTreeSet::new(),
             guest_errors: Vec::new(),
             found: Vec::new(),
-            coverage: BTreeSet::new(),
-            cells: BTreeSet::new(),
+            seen: Sightings::default(),
             killed: false,
             machine: 0,
             closed: false,
@@ -432,32 +430,38 @@ impl Watch {
         }
     }
 
+    /// The state of each job.
+    fn states(&self) -> States {
+        self.jobs.iter().map(|job| job.states.last().map_or(0, |state| state_number(state))).collect()
+    }
+
     /// Notes in which state each job is when a request ends, well or not: a place where a fault can strike.
     fn cover_operation(&mut self, done: &Request, error: i32) {
         let mut hash = Fnv::new(u64::from(error != 0));
         done.node.bytes().chain(done.operation.bytes()).for_each(|byte| hash.add(u64::from(byte)));
-        let states = self.jobs.iter().filter_map(|job| job.states.last()).filter(|state| **state != "null");
-        for state in states {
-            let number = state.len() as u64 * 8 + u64::from(state.as_bytes()[0]) % 8;
-            self.cells.insert(number << 56 | hash.0 >> 8);
-        }
+        self.seen.operation(hash.0, self.states());
     }
 
-    /// Notes the abstract state that the run is in.
-    fn cover(&mut self, salt: u64) {
-        let mut hash = Fnv::new(salt);
-        for job in &self.jobs {
-            hash.add(job.states.last().map_or(0, |state| state.len() as u64 * 31 + u64::from(state.as_bytes()[0])));
-            for run in job.copied.within(0, job.created.length).filter(|run| run.value) {
-                hash.add(run.start);
-                hash.add(run.end);
-            }
-            for run in job.since.must.within(0, job.created.length).filter(|run| run.value) {
-                hash.add(run.start ^ run.end << 32);
-            }
+    /// Notes the abstract state that the run is in, and on what occasion.
+    fn cover(&mut self, occasion: u64) {
+        let sum = self.mark().sum;
+        self.seen.state(occasion, sum);
+    }
+
+    /// Where the run stands: the states of the jobs, what they have copied, what guests have written since, and how many
+    /// requests that change something are under way.
+    pub fn mark(&self) -> Mark {
+        let jobs = self.states();
+        let mut sum = 0u64;
+        for ((number, job), state) in self.jobs.iter().enumerate().zip(&jobs) {
+            let (length, salt) = (job.created.length, number as u64 * 2 + 2);
+            sum = sum
+                .wrapping_add(state_summand(number, *state))
+                .wrapping_add(ranges_summand(&job.copied, length, salt))
+                .wrapping_add(ranges_summand(&job.since.must, length, salt + 1));
         }
-        hash.add(self.requests.iter().filter(|request| request.changes()).count() as u64);
-        self.coverage.insert(hash.0);
+        let changing = self.requests.iter().filter(|request| request.changes()).count() as u64;
+        Mark { sum: sum.wrapping_add(changing << 32), jobs }
     }
 
     /// How many invariants are broken so far.

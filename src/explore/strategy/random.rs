@@ -1,8 +1,6 @@
 //! Random walk: the baseline of every comparison between strategies.
 //! Must never remember anything from one step to the next.
 
-use smallvec::SmallVec;
-
 use crate::sim::rng::Rng;
 use crate::sim::{ChoicePoint, Strategy};
 
@@ -31,9 +29,9 @@ impl Strategy for RandomWalk {
             return 0;
         }
         let place = self.rng.below(point.alternatives.len() as u64) as usize;
-        let mut order: SmallVec<[(u64, usize); 16]> =
-            point.alternatives.iter().zip(0..).map(|(alternative, index)| (alternative.event, index)).collect();
-        order.sort_unstable();
-        order[place].1
+        let names = || point.alternatives.iter().map(|alternative| alternative.event);
+        // They are few.
+        let is_at_place = |name: &u64| names().filter(|other| other < name).count() == place;
+        names().position(|name| is_at_place(&name)).unwrap_or(0)
     }
 }
