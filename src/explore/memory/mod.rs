@@ -30,7 +30,7 @@ pub use share::{Share, SharedMemory};
 pub use walk::Walk;
 
 /// So many steps are remembered at most, of some hundreds of bytes each.
-const STEPS: usize = 250_000;
+const STEPS: usize = 600_000;
 
 /// How a run ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
