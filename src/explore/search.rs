@@ -120,7 +120,7 @@ enum Made<'b> {
     /// QEMU's own order, made long ago.
     Own,
     /// Its end is remembered.
-    Remembered(Box<Walk>, u32),
+    Remembered(Box<Walk>),
     /// It is made; with what leads it through what is remembered.
     Trial(Trial<'b>, Option<Rc<RefCell<Walk>>>),
 }
@@ -211,8 +211,8 @@ impl<'a> Seeded<'a> {
         }
         let Some(share) = &*memory else { return Made::Trial(Trial::begin(self.setup, strategy, None), None) };
         let walk = Walk::begin(share, strategy);
-        if let Some(end) = walk.end() {
-            return Made::Remembered(Box::new(walk), end);
+        if walk.is_over() {
+            return Made::Remembered(Box::new(walk));
         }
         let (trial, walk) = walk.made(self.setup);
         Made::Trial(trial, Some(walk))
@@ -227,39 +227,37 @@ impl<'a> Seeded<'a> {
             Made::Own => count(&self.own_order),
             Made::Trial(trial, None) => count(&trial.judge()),
             Made::Trial(trial, Some(walk)) => {
-                let end = walk.borrow().end();
-                let report = match end {
-                    Some(_) => {
+                let is_remembered = walk.borrow().is_over();
+                let report = match is_remembered {
+                    true => {
                         trial.abandon();
                         None
                     }
-                    None => Some(trial.judge()),
+                    false => Some(trial.judge()),
                 };
                 if let Some(report) = &report {
                     walk.borrow_mut().has_ended(report);
                 }
                 let walk = walk.borrow();
                 walk.close();
-                tally.is_some_and(|tally| match (report, end) {
-                    (Some(report), _) => {
+                tally.is_some_and(|tally| match report {
+                    Some(report) => {
                         walk.tell(index, tally);
                         tally.take_run(self.plan, index, &report)
                     }
-                    (None, Some(end)) => self.take_remembered(tally, index, &walk, end),
-                    (None, None) => false,
+                    None => self.take_remembered(tally, index, &walk),
                 })
             }
-            Made::Remembered(walk, end) => {
+            Made::Remembered(walk) => {
                 walk.close();
-                tally.is_some_and(|tally| self.take_remembered(tally, index, &walk, end))
+                tally.is_some_and(|tally| self.take_remembered(tally, index, &walk))
             }
         }
     }
 
-    fn take_remembered(&self, tally: &mut Tally, index: u64, walk: &Walk, end: u32) -> bool {
-        walk.tell(index, tally);
+    fn take_remembered(&self, tally: &mut Tally, index: u64, walk: &Walk) -> bool {
+        let Some(verdict) = walk.tell(index, tally) else { return false };
         tally.remembered += 1;
-        let verdict = walk.verdict(end);
         if index % CHECKED == CHECKED - 1 {
             let made = run(self.setup, self.strategy(index));
             // How it is told may depend on what independent events came first.

@@ -9,6 +9,7 @@
 //! worked out, so strategies that look at it have nothing of this.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use smallvec::SmallVec;
 
@@ -17,7 +18,7 @@ use crate::sim::{Alternative, Queues};
 
 use super::super::model::Mark;
 use super::footprints::Pair;
-use super::{Class, Memory, Place, Possible, Step, To};
+use super::{Memory, Place, Possible, Step, To};
 
 /// An event's past, as numbers.
 pub(super) struct Past {
@@ -45,6 +46,14 @@ struct Execution {
     seen: u32,
 }
 
+/// An event that has been seen elsewhere with the same past.
+pub(super) struct Known {
+    place: u32,
+    event: u64,
+    past: Past,
+    touched: u32,
+}
+
 /// After so many questions it is seen whether they are worth their cost, which grows with the length of runs.
 const TRIAL: u32 = 4096;
 
@@ -52,9 +61,9 @@ const TRIAL: u32 = 4096;
 #[derive(Default)]
 pub(super) struct Executions {
     /// Too few questions were answered.
-    useless: bool,
-    asked: u32,
-    answered: u32,
+    useless: AtomicBool,
+    asked: AtomicU32,
+    answered: AtomicU32,
     /// What events of a name have touched.
     footprints: BTreeMap<u64, SmallVec<[u32; 2]>>,
     /// By the whole past and what was touched.
@@ -62,20 +71,24 @@ pub(super) struct Executions {
 }
 
 impl Executions {
+    fn is_useless(&self) -> bool {
+        self.useless.load(Ordering::Relaxed)
+    }
+
     /// A question was asked.
-    fn count(&mut self, answered: bool) {
-        self.asked += 1;
-        self.answered += u32::from(answered);
-        if self.asked == TRIAL {
-            self.useless = self.answered < TRIAL / 8;
-            (self.asked, self.answered) = (0, 0);
+    fn count(&self, answered: bool) {
+        let answered = u32::from(answered) + self.answered.fetch_add(u32::from(answered), Ordering::Relaxed);
+        if self.asked.fetch_add(1, Ordering::Relaxed) + 1 == TRIAL {
+            self.useless.store(answered < TRIAL / 8, Ordering::Relaxed);
+            self.asked.store(0, Ordering::Relaxed);
+            self.answered.store(0, Ordering::Relaxed);
         }
     }
 }
 
 impl Memory {
     /// The past of an event that touches this, after those before it.
-    pub(super) fn past(&mut self, before: &[(u64, u32)], name: u64, touched: u32) -> Past {
+    pub(super) fn past(&self, before: &[(u64, u32)], name: u64, touched: u32) -> Past {
         let (mut conflicting, mut together) = (0u64, 0u64);
         for (identity, other) in before {
             match self.footprints.pair(*other, touched) {
@@ -92,7 +105,7 @@ impl Memory {
     pub(super) fn note(&mut self, name: u64, past: &Past, touched: u32, step: &Step, changed: bool) {
         let (Some(from), To::Place(to)) = (step.from, step.to) else { return };
         let is_known = self.executions.known.contains_key(&(past.whole, touched));
-        if self.ordered || self.executions.useless || is_known && !self.checks {
+        if self.ordered || self.executions.is_useless() || is_known && !self.checks {
             return;
         }
         let (before, after) = (&self.places[from as usize], &self.places[to as usize]);
@@ -120,45 +133,38 @@ impl Memory {
         assert!(known.is_like(&execution), "an event with the same past does something else");
     }
 
-    /// The step that `event` is at `place`, if that is known from elsewhere. `before`: the events on the way there, by
-    /// their identity and what they touched.
-    pub(super) fn step_by_past(&mut self, before: &[(u64, u32)], place: u32, event: u64) -> Option<u32> {
+    /// What `event` does at `place`, if that is known from elsewhere. `before`: the events on the way there, by their
+    /// identity and what they touched.
+    pub(super) fn known_by_past(&self, before: &[(u64, u32)], place: u32, event: u64) -> Option<Known> {
         let Place { class, closed, .. } = self.places[place as usize];
-        if self.ordered || closed || self.executions.useless || self.is_full() {
+        if self.ordered || closed || self.executions.is_useless() || self.is_full() {
             return None;
         }
-        let step = self.look_up(before, place, event, class);
-        self.executions.count(step.is_some());
-        step
+        let name = class.name_of_next(event);
+        let known = self.executions.footprints.get(&name).into_iter().flatten().find_map(|touched| {
+            let past = self.past(before, name, *touched);
+            let is_known = self.executions.known.contains_key(&(past.whole, *touched));
+            is_known.then_some(Known { place, event, past, touched: *touched })
+        });
+        self.executions.count(known.is_some());
+        known
     }
 
-    fn look_up(&mut self, before: &[(u64, u32)], place: u32, event: u64, class: Class) -> Option<u32> {
-        let (name, loop_name) = (class.name_of_next(event), self.name_of(Alternative::of_loop().footprint.what));
-        for touched in self.executions.footprints.get(&name)?.clone() {
-            let past = self.past(before, name, touched);
-            if let Some(execution) = self.executions.known.get(&(past.whole, touched)) {
-                let (changed, seen) = (execution.changed, execution.seen);
-                let here = &self.places[place as usize];
-                let (class, queues) =
-                    (here.class.after(event, past.identity, changed), execution.leaves(event, here.queues));
-                let mark = self.marks[place as usize].moved(&execution.marks.0, &execution.marks.1);
-                let possible = execution.then_possible(self.possible(place), queues, loop_name)?;
-                let list = self.name_of_list(&possible.alternatives);
-                let list = self.by_list.get(&list).copied().unwrap_or_else(|| self.add_list(list, possible));
-                let there = self.add_place(Place { class, list, closed: false, queues, steps: SmallVec::new() });
-                self.stands_at(there, mark);
-                let (touched, identity) = (changed.then_some(touched), past.identity);
-                return Some(self.add_step(Step {
-                    from: Some(place),
-                    event,
-                    to: To::Place(there),
-                    touched,
-                    identity,
-                    seen,
-                }));
-            }
-        }
-        None
+    /// Adds the step that is known from elsewhere. None: the run may come to its end with it.
+    pub(super) fn add_known(&mut self, Known { place, event, past, touched }: Known) -> Option<u32> {
+        let loop_name = self.name_of(Alternative::of_loop().footprint.what);
+        let execution = &self.executions.known[&(past.whole, touched)];
+        let (changed, seen) = (execution.changed, execution.seen);
+        let here = &self.places[place as usize];
+        let (class, queues) = (here.class.after(event, past.identity, changed), execution.leaves(event, here.queues));
+        let mark = self.marks[place as usize].moved(&execution.marks.0, &execution.marks.1);
+        let possible = execution.then_possible(self.possible(place), queues, loop_name)?;
+        let list = self.name_of_list(&possible.alternatives);
+        let list = self.by_list.get(&list).copied().unwrap_or_else(|| self.add_list(list, possible));
+        let there = self.add_place(Place { class, list, closed: false, queues, steps: SmallVec::new() });
+        self.stands_at(there, mark);
+        let (touched, identity) = (changed.then_some(touched), past.identity);
+        Some(self.add_step(Step { from: Some(place), event, to: To::Place(there), touched, identity, seen }))
     }
 }
 

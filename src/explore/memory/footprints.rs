@@ -4,6 +4,7 @@
 //! never guess: what was not recorded has no number here.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::sim::access::Accesses;
 
@@ -11,7 +12,7 @@ use crate::sim::access::Accesses;
 const PAIRS: usize = 4096;
 
 /// What two events have to do with each other.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pair {
     /// Neither has to do with the other.
     Apart,
@@ -21,13 +22,37 @@ pub(super) enum Pair {
     Conflict,
 }
 
+/// A pair that may have been compared already. Threads that compare it at the same time come to the same.
+#[derive(Default)]
+struct Compared(AtomicU8);
+
+impl Compared {
+    fn get(&self) -> Option<Pair> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Pair::Apart),
+            2 => Some(Pair::Together),
+            _ => Some(Pair::Conflict),
+        }
+    }
+
+    fn set(&self, pair: Pair) {
+        let number = match pair {
+            Pair::Apart => 1,
+            Pair::Together => 2,
+            Pair::Conflict => 3,
+        };
+        self.0.store(number, Ordering::Relaxed);
+    }
+}
+
 /// All lists, by number.
 #[derive(Default)]
 pub(super) struct Footprints {
     lists: Vec<Accesses>,
     numbers: BTreeMap<u64, Vec<u32>>,
     /// For each list those with a lower number and itself.
-    pairs: Vec<Vec<Option<Pair>>>,
+    pairs: Vec<Box<[Compared]>>,
 }
 
 impl Footprints {
@@ -46,15 +71,16 @@ impl Footprints {
         same.push(number);
         self.lists.push(touched);
         if self.lists.len() <= PAIRS {
-            self.pairs.push(vec![None; self.lists.len()]);
+            self.pairs.push(self.lists.iter().map(|_| Compared::default()).collect());
         }
         number
     }
 
     /// What two events with these lists have to do with each other.
-    pub(super) fn pair(&mut self, one: u32, other: u32) -> Pair {
+    pub(super) fn pair(&self, one: u32, other: u32) -> Pair {
         let (low, high) = (one.min(other) as usize, one.max(other) as usize);
-        if let Some(known) = self.pairs.get(high).and_then(|row| row[low]) {
+        let kept = self.pairs.get(high).map(|row| &row[low]);
+        if let Some(known) = kept.and_then(Compared::get) {
             return known;
         }
         let (left, right) = (&self.lists[low], &self.lists[high]);
@@ -63,8 +89,8 @@ impl Footprints {
             false if left.count_together(right) => Pair::Together,
             false => Pair::Apart,
         };
-        if let Some(row) = self.pairs.get_mut(high) {
-            row[low] = Some(pair);
+        if let Some(kept) = kept {
+            kept.set(pair);
         }
         pair
     }

@@ -1,11 +1,12 @@
-//! A thread's part in a memory that several threads fill: what it has told of it, what it calls things, and whether
-//! remembering is worth its cost to it.
+//! A memory that several threads fill, whether it is worth its cost, and each thread's part in it: what it has told of
+//! it, and what it calls things.
 //!
-//! Nothing here may be needed by another thread.
+//! A thread's part may not be needed by another one.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, TryLockResult};
 
 use super::super::model::{Mark, Seen};
 use super::Memory;
@@ -14,24 +15,48 @@ use super::Memory;
 /// times as many and so on.
 const TRIAL: u64 = 64;
 
-/// A memory for all threads of a search.
+/// How often a lock is tried before a thread lets itself be put to sleep.
+const PATIENCE: u32 = 1000;
+
+/// A memory for all threads of a search, and what their runs have come to with it.
 #[derive(Clone)]
-pub struct SharedMemory(Arc<RwLock<Memory>>);
+pub struct SharedMemory {
+    memory: Arc<RwLock<Memory>>,
+    course: Arc<Course>,
+}
 
 impl SharedMemory {
     /// Gives it to whoever asks.
     pub fn new(memory: Memory) -> SharedMemory {
-        SharedMemory(Arc::new(RwLock::new(memory)))
+        SharedMemory { memory: Arc::new(RwLock::new(memory)), course: Arc::default() }
     }
 
     /// A thread that panics has ended its search; what it had remembered until then is whole, step by step.
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Memory> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        match patiently(|| self.memory.try_read()) {
+            Some(guard) => guard,
+            None => self.memory.read().unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Memory> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        match patiently(|| self.memory.try_write()) {
+            Some(guard) => guard,
+            None => self.memory.write().unwrap_or_else(PoisonError::into_inner),
+        }
     }
+}
+
+/// A lock that is taken is free again after some microseconds: less than it takes to be put to sleep and woken.
+fn patiently<G>(attempt: impl Fn() -> TryLockResult<G>) -> Option<G> {
+    for _ in 0..PATIENCE {
+        match attempt() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+        }
+    }
+    None
 }
 
 /// See the module's text.
@@ -43,30 +68,25 @@ pub struct Share {
     count: Cell<u32>,
     /// For each step the count in which what was seen in it has been told last.
     told: RefCell<Vec<u32>>,
-    course: RefCell<Course>,
 }
 
-/// What this thread's runs have come to.
+/// What the runs have come to. Threads that end a run at the same moment may count it a little wrong: no verdict depends
+/// on it.
+#[derive(Default)]
 struct Course {
-    useful: bool,
-    runs: u64,
+    useless: AtomicBool,
+    runs: AtomicU64,
     /// Since the last decision, of those that were made: their steps, and those that were new.
-    steps: u64,
-    new: u64,
+    steps: AtomicU64,
+    new: AtomicU64,
     /// The share of runs without a new step, of 65,536; the last hundred count most.
-    known: u32,
+    known: AtomicU32,
 }
 
 impl Share {
     /// A part in a memory.
     pub fn new(memory: SharedMemory) -> Share {
-        Share {
-            memory,
-            names: RefCell::default(),
-            count: Cell::new(0),
-            told: RefCell::default(),
-            course: RefCell::new(Course { useful: true, runs: 0, steps: 0, new: 0, known: 0 }),
-        }
+        Share { memory, names: RefCell::default(), count: Cell::new(0), told: RefCell::default() }
     }
 
     /// A new count begins: what is seen in it for the first time is told again.
@@ -76,33 +96,36 @@ impl Share {
 
     /// Whether remembering is still worth its cost.
     pub fn is_useful(&self) -> bool {
-        self.course.borrow().useful
+        !self.memory.course.useless.load(Relaxed)
     }
 
     /// Whether most runs have their end remembered by now.
     pub fn knows_most(&self) -> bool {
-        self.course.borrow().known > 1 << 15
+        self.memory.course.known.load(Relaxed) > 1 << 15
     }
 
     /// A run that has had `steps`, `new` of them, is over. Now and then it is decided whether to go on: where many steps
     /// of the runs that had to be made are new, others will seldom come to the same places either.
     pub(super) fn has_run(&self, steps: u64, new: u64) {
-        let course = &mut *self.course.borrow_mut();
-        course.known = course.known - course.known / 64 + if new == 0 { 1024 } else { 0 };
-        course.runs += 1;
+        let course = &*self.memory.course;
+        let known = course.known.load(Relaxed);
+        course.known.store(known - known / 64 + if new == 0 { 1024 } else { 0 }, Relaxed);
         if new > 0 {
-            course.steps += steps;
-            course.new += new;
+            course.steps.fetch_add(steps, Relaxed);
+            course.new.fetch_add(new, Relaxed);
         }
-        if course.runs >= TRIAL && course.runs.is_power_of_two() {
+        let runs = course.runs.fetch_add(1, Relaxed) + 1;
+        if runs >= TRIAL && runs.is_power_of_two() {
+            let (steps, new) = (course.steps.swap(0, Relaxed), course.new.swap(0, Relaxed));
             // A new step costs several that are only made; at first more of them are new.
-            let most = match course.runs / TRIAL {
-                1 => course.steps * 5 / 8,
-                2..8 => course.steps / 2,
-                _ => course.steps / 3,
+            let most = match runs / TRIAL {
+                1 => steps * 5 / 8,
+                2..8 => steps / 2,
+                _ => steps / 3,
             };
-            course.useful = self.memory.read().checks || course.new <= most;
-            (course.steps, course.new) = (0, 0);
+            if new > most && !self.memory.read().checks {
+                course.useless.store(true, Relaxed);
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::RwLockReadGuard;
 
 use crate::sim::access::{self, Accesses};
 use crate::sim::{ABANDON, Alternative, ChoicePoint, Names, Strategy};
@@ -82,24 +83,21 @@ impl Walk {
             under_way: None,
             rest: Sightings::default(),
         };
-        let begin = share.memory.read().begin;
-        match begin {
+        let memory = share.memory.read();
+        match memory.begin {
             Some(step) => {
-                walk.pass(step, share.memory.read().steps[step as usize].to);
+                walk.pass(step, memory.steps[step as usize].to);
                 walk.taken = 1;
-                walk.go_on();
+                walk.go_on(share, memory);
             }
             None => walk.under_way = Some(UnderWay::default()),
         }
         walk
     }
 
-    /// The end, if the run need not be made, or no further.
-    pub fn end(&self) -> Option<u32> {
-        match self.at {
-            At::End(end) => Some(end),
-            At::Place(_) | At::Outside => None,
-        }
+    /// Whether it has come to a remembered end: the run need not be made, or no further.
+    pub fn is_over(&self) -> bool {
+        matches!(self.at, At::End(_))
     }
 
     /// Begins to make the run.
@@ -110,16 +108,19 @@ impl Walk {
         (Trial::watched(setup, Box::new(guide), watch, None), walk)
     }
 
-    /// Tells what the judges have seen in run `index`, which is later than all that have been told in this count.
-    pub fn tell(&self, index: u64, tally: &mut Tally) {
+    /// Tells what the judges have seen in run `index`, which is later than all that have been told in this count; and its
+    /// verdict, if its end is remembered.
+    pub fn tell(&self, index: u64, tally: &mut Tally) -> Option<Verdict> {
+        let memory = self.share.memory.read();
         let take = |seen: &Seen, mark: &Mark| tally.take_seen(index, seen.coverage(mark), seen.cells(mark));
-        self.share.tell(&self.share.memory.read(), &self.passed, take);
+        self.share.tell(&memory, &self.passed, take);
+        let verdict = match self.at {
+            At::End(end) => Some(memory.ends[end as usize].clone()),
+            At::Place(_) | At::Outside => None,
+        };
+        drop(memory);
         tally.take_seen(index, self.rest.coverage(), self.rest.cells());
-    }
-
-    /// The verdict of an end.
-    pub fn verdict(&self, end: u32) -> Verdict {
-        self.share.memory.read().ends[end as usize].clone()
+        verdict
     }
 
     /// The run has come to its end by itself: remembers it.
@@ -173,19 +174,23 @@ impl Walk {
     }
 
     /// Goes on through what is remembered or known from elsewhere, up to an end or to an event that is neither.
-    fn go_on(&mut self) {
-        let share = self.share.clone();
+    fn go_on<'a>(&mut self, share: &'a Share, mut memory: RwLockReadGuard<'a, Memory>) {
         loop {
-            let unknown = self.follow(&share.memory.read());
-            let Some((place, event)) = unknown else { return };
-            let memory = &mut *share.memory.write();
-            self.count(memory);
-            let step = memory.after(unknown).or_else(|| memory.step_by_past(&self.before, place, event));
-            let Some(step) = step else {
-                self.unknown = unknown;
+            let Some((place, event)) = self.follow(&memory) else { return };
+            self.count(&memory);
+            let known = memory.known_by_past(&self.before, place, event);
+            drop(memory);
+            let passed = known.and_then(|known| {
+                let memory = &mut *share.memory.write();
+                let step = memory.after(Some((place, event))).or_else(|| memory.add_known(known))?;
+                Some((step, memory.steps[step as usize].to))
+            });
+            let Some((step, to)) = passed else {
+                self.unknown = Some((place, event));
                 return;
             };
-            self.pass(step, memory.steps[step as usize].to);
+            self.pass(step, to);
+            memory = share.memory.read();
         }
     }
 
@@ -229,7 +234,7 @@ impl Walk {
         self.pass(step, memory.steps[step as usize].to);
         self.taken = self.passed.len();
         drop(memory);
-        self.go_on();
+        self.go_on(&share, share.memory.read());
     }
 
     /// A run that is made takes the next event. If it is not remembered it is under way from now on. Tells its place among
@@ -298,7 +303,7 @@ impl Strategy for Guide {
     fn next_step(&mut self, point: &ChoicePoint<'_>) -> usize {
         let mut walk = self.walk.borrow_mut();
         walk.arrive(point, &self.watch.borrow());
-        if walk.end().is_some() {
+        if walk.is_over() {
             return ABANDON;
         }
         let Some((index, records)) = walk.take_next(point) else {
