@@ -74,6 +74,12 @@ fn who_overlaps_two_ranges_in_flight_sees_which_is_the_newer_one() {
 }
 
 #[test]
+fn who_serialises_against_two_requests_sees_which_is_the_newer_one() {
+    // The same of run 574.
+    compare(&setups("serialising", Compat::Qemu100)[0], Kind::Random, 107, 600);
+}
+
+#[test]
 fn most_runs_of_a_small_scenario_are_remembered_in_the_end() {
     let setup = &setups("small", Compat::Qemu72)[0];
     let plan = Plan::new(Kind::Random, 5, 15_000);

@@ -62,7 +62,7 @@ impl Block {
             self.check_ends(&source, &target)?;
             checked_end(from.offset, bytes)?;
             let _in_flight = InFlight::new(&source.in_flight);
-            let request = source.tracker.begin(&self.sim, from.offset, bytes);
+            let request = source.tracker.begin(&self.sim, from.offset, bytes, self.request_alignment(&source));
             request.wait(false).await?;
             let driver = source.driver.borrow().clone();
             match driver {
@@ -92,7 +92,7 @@ impl Block {
             checked_end(to.offset, bytes)?;
             let _in_flight = InFlight::new(&target.in_flight);
             let traced = self.trace_begin(&target, "copy-range", to.offset, bytes);
-            let request = target.tracker.begin(&self.sim, to.offset, bytes);
+            let request = target.tracker.begin(&self.sim, to.offset, bytes, self.request_alignment(&target));
             if flags.contains(ReqFlags::SERIALISING) {
                 request.serialise(self.serialising_alignment(&target));
             }

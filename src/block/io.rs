@@ -43,7 +43,7 @@ impl Block {
             let _in_flight = InFlight::new(&node.in_flight);
             let align = self.request_alignment(node);
             let (start, stop) = (offset - offset % align, end.next_multiple_of(align));
-            let request = node.tracker.begin(&self.sim, start, stop - start);
+            let request = node.tracker.begin(&self.sim, start, stop - start, align);
             if flags.contains(ReqFlags::SERIALISING) {
                 request.serialise(align);
             }
@@ -112,7 +112,7 @@ impl Block {
                 return Ok(());
             }
             let _in_flight = InFlight::new(&node.in_flight);
-            let request = node.tracker.begin(&self.sim, offset, bytes);
+            let request = node.tracker.begin(&self.sim, offset, bytes, align);
             if flags.contains(ReqFlags::SERIALISING) {
                 request.serialise(self.serialising_alignment(node));
             }

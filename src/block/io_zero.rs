@@ -40,7 +40,7 @@ impl Block {
             let end = checked_end(offset, bytes)?;
             let align = self.request_alignment(node);
             let _in_flight = InFlight::new(&node.in_flight);
-            let request = node.tracker.begin(&self.sim, offset, bytes);
+            let request = node.tracker.begin(&self.sim, offset, bytes, align);
             if flags.contains(ReqFlags::SERIALISING) {
                 request.serialise(self.serialising_alignment(node));
             }
@@ -247,7 +247,7 @@ impl Block {
                 return Ok(());
             }
             let _in_flight = InFlight::new(&node.in_flight);
-            let request = node.tracker.begin(&self.sim, offset, bytes);
+            let request = node.tracker.begin(&self.sim, offset, bytes, self.request_alignment(node));
             self.prepare_write(node, &request, ReqFlags::NONE).await?;
             let traced = self.trace_begin(node, "discard", offset, bytes);
             let result = self.split_discard(node, offset, bytes).await;

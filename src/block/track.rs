@@ -27,6 +27,8 @@ pub struct Tracker {
     /// By number, as they begin.
     requests: RefCell<Vec<Tracked>>,
     serialising: Cell<u32>,
+    /// Serialising ones may come, though the node has no blocks that requests must fill.
+    expected: Cell<bool>,
     next: Counter<u64>,
 }
 
@@ -38,12 +40,21 @@ pub struct TrackedRequest<'a> {
 }
 
 impl Tracker {
-    /// Enters a request into the list.
-    pub fn begin<'a>(&'a self, sim: &'a Sim, offset: u64, bytes: u64) -> TrackedRequest<'a> {
+    /// Says that serialising requests will come (`BDRV_REQ_SERIALISING`).
+    pub fn expect_serialising(&self) {
+        self.expected.set(true);
+    }
+
+    /// Enters a request into the list. `align`: what requests of the node must fill, bytes; those that do not are padded,
+    /// and serialising.
+    pub fn begin<'a>(&'a self, sim: &'a Sim, offset: u64, bytes: u64, align: u64) -> TrackedRequest<'a> {
         let id = self.next.ticket(1);
         let end = offset.saturating_add(bytes);
-        // Ordinary requests do not mind each other; who looks for conflicts minds the range.
+        // Ordinary requests do not mind each other; who looks for conflicts minds the range, and which is the newest.
         self.requests.note(offset, end, Mode::Add);
+        if align > 1 || self.expected.get() {
+            self.requests.note(u64::MAX - 1, u64::MAX, Mode::Write);
+        }
         self.requests.borrow_part_mut().push(Tracked {
             id,
             offset,

@@ -87,7 +87,8 @@ impl Block {
         let node = self.node(row.node);
         let image = plain_image(&node).expect("a row is begun where the node has been found fit for one");
         let _in_flight = InFlight::new(&node.in_flight);
-        let begin = |n| node.tracker.begin(&self.sim, row.start(n), row.chunk);
+        let align = self.request_alignment(&node);
+        let begin = |n| node.tracker.begin(&self.sim, row.start(n), row.chunk, align);
         let mut requests: Vec<_> = (0..row.count).map(begin).collect();
         let locked = image.lock(self).await;
         let mut done = 0;

@@ -144,6 +144,9 @@ impl BlockCopy {
         let max_transfer = limits[0].min(limits[1]).min(i32::MAX as u64);
         let max_transfer = max_transfer - max_transfer % cluster_size;
         let is_fleecing = block.chain_contains(target_id, source_id);
+        if is_fleecing {
+            block.node(target_id).tracker.expect_serialising();
+        }
         let state = BlockCopy {
             source,
             target,
