@@ -136,18 +136,20 @@ steps:
       guest3: [{qemu-io: disk, commands: [write -P 6 64k 64k, write -P 7 4032k 64k], log: none}]
 ";
 
-/// Schedules a second by random walk: short searches, which make all their runs, and some that are long for their scenario, where
-/// most are only remembered. A search makes one run more than it counts: the one in QEMU's own order.
+/// Schedules a second by random walk: searches that make all their runs, and some that are long for their scenario, where most
+/// are only remembered. A search makes one run more than it counts: the one in QEMU's own order.
 fn exploration(c: &mut Criterion) {
     let mut group = c.benchmark_group("exploration");
     group.sample_size(10);
     for (name, text, schedules, threads) in [
         ("4 clusters", WRITERS, 200, 1),
         ("4 clusters, 2 threads", WRITERS, 400, 2),
-        ("64 clusters", WIDE, 50, 1),
-        ("small", SMALL, 40_000, 1),
-        ("small, long", SMALL, 500_000, 1),
-        ("small, long, 2 threads", SMALL, 500_000, 2),
+        ("64 clusters", WIDE, 5_000, 1),
+        ("64 clusters, 2 threads", WIDE, 10_000, 2),
+        ("small", SMALL, 100_000, 1),
+        ("small, 2 threads", SMALL, 100_000, 2),
+        ("small, long", SMALL, 1_000_000, 1),
+        ("small, long, 2 threads", SMALL, 1_000_000, 2),
     ] {
         let plan = Plan::new(Kind::Random, 0, schedules);
         let make = || Setup::new(cases(text).swap_remove(0), Vec::new());

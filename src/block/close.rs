@@ -209,12 +209,16 @@ impl Block {
     /// queued goes on there, with nothing below it.
     pub async fn take_back(self: &Rc<Self>, node: &Rc<Node>, overlay: &Rc<Node>) {
         let Some(edge) = overlay.child("backing") else { return };
-        self.drained_begin(node.id).await;
+        self.reference(node);
+        // An action that was taken back before may have put another node there.
+        let below = edge.child.get();
+        self.drained_begin(below).await;
         let lock = self.graph_write_lock().await;
         self.witness_take_back(overlay, true);
         self.detach(&edge);
         self.graph_write_unlock(lock).await;
-        self.drained_end(node.id);
+        self.drained_end(below);
+        self.unref(below).await;
         self.drained_begin(overlay.id).await;
         let lock = self.graph_write_lock().await;
         // The users were there before the overlay came.
