@@ -71,7 +71,19 @@ fn a_node_must_not_change_its_length_unseen() {
         assert_aborts(include_str!("aborts/growing-source.yaml"), compat, "write -P 1 0");
         assert_aborts(include_str!("aborts/shrunk-below-a-filter.yaml"), compat, "write -P 1 512k");
         assert_aborts(include_str!("aborts/grown-below-a-bitmap.yaml"), compat, "write -P 1 1M");
+        assert_aborts(include_str!("aborts/backup-of-a-grown-disk.yaml"), compat, "blockdev-backup");
     }
+}
+
+#[test]
+fn a_refused_backup_gives_the_bitmap_back() {
+    let text = include_str!("aborts/backup-of-a-grown-disk.yaml");
+    let (before, rest) = text.split_once("  - execute: blockdev-reopen").expect("the command");
+    let (_, after) = rest.split_once("  - execute: ").expect("another command");
+    let text = format!("{before}  - execute: {after}").replace("size: 128k", "size: 64k");
+    assert_aborts(&text, Compat::Qemu72, "blockdev-backup");
+    // There a node that was not reopened has its old length.
+    assert_eq!(ending(&text, Compat::Qemu100), Ending::Passed);
 }
 
 #[test]

@@ -132,16 +132,16 @@ impl BitmapList {
     }
 
     /// Lets an operation use `id`: from now on a new anonymous bitmap at the head records in its
-    /// place, if it recorded, and `id` is busy.
+    /// place, if it recorded, and `id` is busy. `size`: of the node, bytes; older bitmaps may not have followed it.
     ///
     /// [`BitmapFault::State`] if it is busy already, [`BitmapFault::Successor`] if it has one.
-    pub fn create_successor(&mut self, id: BitmapId) -> Result<BitmapId, BitmapFault> {
+    pub fn create_successor(&mut self, id: BitmapId, size: u64) -> Result<BitmapId, BitmapFault> {
         let parent = self.get_mut(id).ok_or(BitmapFault::Unknown(id))?;
         parent.check(super::Allow { busy: false, readonly: true, inconsistent: true })?;
         if parent.successor.is_some() {
             return Err(BitmapFault::Successor);
         }
-        let mut child = DirtyBitmap::new(parent.size(), parent.granularity(), None)?;
+        let mut child = DirtyBitmap::new(size, parent.granularity(), None)?;
         child.disabled = parent.disabled;
         let child = self.push(child);
         // The push has moved nothing but may have moved memory: look the parent up again.
@@ -231,14 +231,14 @@ mod tests {
     fn a_successor_records_in_its_parents_place() {
         let (mut list, a, _) = list();
         list.mark_dirty(0, 1);
-        let s = list.create_successor(a).unwrap();
+        let s = list.create_successor(a, SIZE).unwrap();
         assert_eq!(names(&list), ["-", "b", "a"]);
         list.mark_dirty(G, 1);
         let (parent, child) = (list.get(a).unwrap(), list.get(s).unwrap());
         assert_eq!((parent.count_bytes(), child.count_bytes()), (G, G));
         assert!(parent.busy && parent.disabled && !child.busy && child.enabled());
         assert!(list.recording(a) && list.recording(s));
-        assert!(matches!(list.create_successor(a), Err(BitmapFault::State { .. })));
+        assert!(matches!(list.create_successor(a, SIZE), Err(BitmapFault::State { .. })));
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
         let (mut list, a, _) = list();
         list.get_mut(a).unwrap().persistent = true;
         list.mark_dirty(0, 1);
-        let s = list.create_successor(a).unwrap();
+        let s = list.create_successor(a, SIZE).unwrap();
         list.mark_dirty(G, 1);
         assert!(!list.get(s).unwrap().persistent);
         assert_eq!(list.abdicate(a), Ok(s));
@@ -262,7 +262,7 @@ mod tests {
     fn reclaiming_keeps_the_parents_position_and_both_contents() {
         let (mut list, a, _) = list();
         list.mark_dirty(0, 1);
-        list.create_successor(a).unwrap();
+        list.create_successor(a, SIZE).unwrap();
         list.mark_dirty(G, 1);
         list.reclaim(a).unwrap();
         assert_eq!(names(&list), ["b", "a"]);
@@ -277,7 +277,7 @@ mod tests {
         for abdicates in [false, true] {
             let (mut list, a, _) = list();
             list.get_mut(a).unwrap().disabled = true;
-            let s = list.create_successor(a).unwrap();
+            let s = list.create_successor(a, SIZE).unwrap();
             list.mark_dirty(0, 1);
             assert!(!list.recording(a) && !list.recording(s));
             let id = if abdicates { list.abdicate(a).unwrap() } else { a };
@@ -293,7 +293,7 @@ mod tests {
     fn a_resize_reaches_every_bitmap_or_none() {
         let (mut list, a, _) = list();
         let fine = list.create(SIZE, 512, None).unwrap();
-        list.create_successor(a).unwrap();
+        list.create_successor(a, SIZE).unwrap();
         assert_eq!(list.truncate(1 << 50), Err(BitmapFault::TooBig));
         assert_eq!(list.get(fine).unwrap().size(), SIZE);
         list.truncate(2 * SIZE).unwrap();

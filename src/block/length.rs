@@ -3,6 +3,7 @@
 //! A node keeps the length that it had when it was opened or last changed (`total_sectors`), whatever becomes of the node
 //! below. Nobody may look at the host's file here.
 
+use crate::bitmap::BitmapFault;
 use crate::errno::{Errno, Res};
 
 use super::flags::Perm;
@@ -17,6 +18,15 @@ impl Block {
             self.look_at_length(node);
         }
         node.length.get()
+    }
+
+    /// What came of two bitmaps of one node that QEMU merges without a look at their lengths (`hbitmap_merge`): those that
+    /// were made before the node was found to be longer have not followed.
+    pub fn assert_merged<T>(&self, merged: Result<T, BitmapFault>) -> Option<T> {
+        if let Err(BitmapFault::Sizes { .. }) = merged {
+            self.abort("bitmaps of different lengths are merged");
+        }
+        merged.ok()
     }
 
     /// A node that is as long as what it shows of the one below looks how long that is (`bdrv_refresh_total_sectors`); its

@@ -12,7 +12,7 @@ mod task;
 
 use std::rc::Rc;
 
-use crate::bitmap::{BitmapId, DirtyBitmap};
+use crate::bitmap::{BitmapFault, BitmapId, DirtyBitmap};
 use crate::sim::access::Mode;
 use crate::sim::shared::{Cell, Counter, RefCell};
 use crate::sim::{WaitQueue, access};
@@ -169,7 +169,10 @@ impl BlockCopy {
         };
         state.set_options(false, false);
         if let Some(from) = bitmap {
-            state.merge_from(block, from)?;
+            let name = block.node(from.0).bitmaps.borrow().get(from.1).and_then(|bitmap| bitmap.name.clone());
+            state.merge_from(block, from).map_err(|fault| {
+                format!("Failed to merge bitmap '{}' to internal copy-bitmap: {fault}", name.unwrap_or_default())
+            })?;
         }
         Ok(state)
     }
@@ -209,23 +212,16 @@ impl BlockCopy {
     }
 
     /// Marks to be copied what another bitmap has set.
-    fn merge_from(&self, block: &Block, from: (NodeId, BitmapId)) -> Result<(), SetupError> {
+    fn merge_from(&self, block: &Block, from: (NodeId, BitmapId)) -> Result<(), BitmapFault> {
         let node = block.node(from.0);
-        let source = {
-            let list = node.bitmaps.borrow();
-            let Some(bitmap) = list.get(from.1) else { return Ok(()) };
-            bitmap.clone()
-        };
-        let name = source.name.clone().unwrap_or_default();
+        let source = node.bitmaps.borrow().get(from.1).cloned().ok_or(BitmapFault::Unknown(from.1))?;
         self.with_bitmap(block, |copy| copy.merge_from(&source))
-            .map_err(|fault| format!("Failed to merge bitmap '{name}' to internal copy-bitmap: {fault}"))
     }
 
     /// Sets the copy bitmap to exactly what `from` has set (the start of a bitmap backup).
     pub fn reset_to(&self, block: &Block, from: (NodeId, BitmapId)) {
         self.with_bitmap(block, |copy| copy.fill(false));
-        // Both bitmaps belong to the same source, so their sizes are equal.
-        let _ = self.merge_from(block, from);
+        block.assert_merged(self.merge_from(block, from));
     }
 
     /// The copy bitmap's place.

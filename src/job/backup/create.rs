@@ -38,14 +38,15 @@ pub async fn create_backup(
             let list = source.bitmaps.borrow();
             list.get(id).map_or(Ok(()), |bitmap| bitmap.check(Allow::NOTHING)).map_err(|fault| fault.to_string())?;
         }
-        source.bitmaps.borrow_mut().create_successor(id).map_err(|fault| fault.to_string())?;
+        let size = block.length(source);
+        source.bitmaps.borrow_mut().create_successor(id, size).map_err(|fault| fault.to_string())?;
     }
     let made = make_job(jobs, source, target, txn, options, &checked).await;
     if made.is_err()
         && let Some((id, _)) = checked.bitmap
     {
-        // The successor was made above, so there is one to reclaim.
-        let _ = source.bitmaps.borrow_mut().reclaim(id);
+        let reclaimed = source.bitmaps.borrow_mut().reclaim(id);
+        block.assert_merged(reclaimed);
     }
     made
 }

@@ -157,15 +157,14 @@ impl Backup {
             }
             if restart { list.abdicate(id) } else { list.reclaim(id).map(|()| id) }
         };
+        let settled = self.block.assert_merged(settled);
         let keep_uncopied = restart && !success && !defects.always_forgets_uncopied;
-        if let (true, Ok(settled)) = (keep_uncopied, &settled) {
+        if let (true, Some(settled)) = (keep_uncopied, &settled) {
             let left = self.copy.with_bitmap(&self.block, |copy| copy.clone());
-            if let Some(bitmap) = node.bitmaps.borrow_mut().get_mut(*settled) {
-                // Both cover the same source.
-                let _ = bitmap.merge_from(&left);
-            }
+            let merged = node.bitmaps.borrow_mut().get_mut(*settled).map_or(Ok(()), |bitmap| bitmap.merge_from(&left));
+            self.block.assert_merged(merged);
         }
-        settled.ok()
+        settled
     }
 
     /// Removes the filter.
