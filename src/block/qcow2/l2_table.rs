@@ -347,6 +347,10 @@ mod tests {
         assert_eq!(table.content(512, 512, &shared).to_vec(), 1u64.to_be_bytes().repeat(64));
         let large = 2 << 20;
         assert_eq!(table.content(large, large, &shared).len(), large);
+        // What is shared is what was asked for last.
+        let mut other = L2Table::default();
+        other.set_bits(0, 64, 64, 9);
+        assert_eq!(other.content(512, 512, &shared).to_vec(), 9u64.to_be_bytes().repeat(64));
     }
 
     #[test]
