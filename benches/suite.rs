@@ -12,10 +12,15 @@ use backsim::scenario::run::Ending;
 use backsim::scenario::{Case, parse};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
+// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SYNC: &str = include_str!("../scenarios/257-bitmap-sync.yaml");
 const API: &str = include_str!("../scenarios/257-api-failures.yaml");
 const WRITERS: &str = include_str!("../scenarios/explore/writers.yaml");
 const SMALL: &str = include_str!("../scenarios/explore/small.yaml");
+const WIDE: &str = include_str!("../scenarios/explore/sixty-four.yaml");
 
 fn cases(text: &str) -> Vec<Case> {
     let scenario = parse("bench.yaml", text).expect("the scenario has no mistakes");
@@ -112,8 +117,8 @@ fn guest(c: &mut Criterion) {
     group.finish();
 }
 
-/// Three guests write to a disk of 64 clusters while four workers copy it.
-const WIDE: &str = "
+/// Three guests write to a disk of 64 clusters while four workers copy it, each cluster by itself.
+const CLUSTERWISE: &str = "
 steps:
   - {image: disk, format: raw, size: 4M}
   - {image: target, format: raw, size: 4M}
@@ -146,6 +151,7 @@ fn exploration(c: &mut Criterion) {
         ("4 clusters, 2 threads", WRITERS, 400, 2),
         ("64 clusters", WIDE, 5_000, 1),
         ("64 clusters, 2 threads", WIDE, 10_000, 2),
+        ("64 clusters, each by itself", CLUSTERWISE, 2_000, 1),
         ("small", SMALL, 100_000, 1),
         ("small, 2 threads", SMALL, 100_000, 2),
         ("small, long", SMALL, 1_000_000, 1),
