@@ -168,11 +168,13 @@ impl BlockCopy {
             failed: Cell::new((0, 0)),
         };
         state.set_options(false, false);
-        if let Some(from) = bitmap {
+        if let Some(from) = bitmap
+            && let Err(fault) = state.merge_from(block, from)
+        {
+            state.release(block);
             let name = block.node(from.0).bitmaps.borrow().get(from.1).and_then(|bitmap| bitmap.name.clone());
-            state.merge_from(block, from).map_err(|fault| {
-                format!("Failed to merge bitmap '{}' to internal copy-bitmap: {fault}", name.unwrap_or_default())
-            })?;
+            let name = name.unwrap_or_default();
+            return Err(format!("Failed to merge bitmap '{name}' to internal copy-bitmap: {fault}"));
         }
         Ok(state)
     }
