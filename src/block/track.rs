@@ -53,7 +53,7 @@ impl Tracker {
         // Ordinary requests do not mind each other; who looks for conflicts minds the range, and which is the newest.
         self.requests.note(offset, end, Mode::Add);
         if align > 1 || self.expected.get() {
-            self.requests.note(u64::MAX - 1, u64::MAX, Mode::Write);
+            self.requests.note_order(Mode::Write);
         }
         self.requests.borrow_part_mut().push(Tracked {
             id,

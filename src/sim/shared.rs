@@ -125,6 +125,13 @@ impl<T> RefCell<T> {
         touch_range(self.object, begin, end, mode);
     }
 
+    /// Says that the order of the value's parts is used so, of which [`RefCell::note`] says nothing: which of them came
+    /// last matters only to who looks at several.
+    #[inline]
+    pub fn note_order(&self, mode: Mode) {
+        self.note(u64::MAX - 1, u64::MAX, mode);
+    }
+
     /// Sets the value and returns the old one.
     pub fn replace(&self, value: T) -> T {
         touch(self.object, Mode::Write);

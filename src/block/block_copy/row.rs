@@ -121,7 +121,7 @@ impl BlockCopy {
         let mut requests = vec![task.request.clone()];
         requests.extend((1..count).map(|n| Rc::new(Request::new(row.start(n), chunk))));
         self.requests.note(row.start(1), row.start(count), Mode::Write);
-        self.note_order(Mode::Write);
+        self.requests.note_order(Mode::Write);
         self.requests.borrow_part_mut().splice(0..0, requests[1..].iter().rev().cloned());
         let queued = Queued { row, call: call.clone(), pool: pool.clone(), requests };
         let (state, block_of_worker) = (self.clone(), block.clone());

@@ -70,7 +70,7 @@ impl BlockCopy {
         self.in_flight.add(bytes);
         let request = Rc::new(Request::new(offset, bytes));
         self.requests.note(offset, offset + bytes, Mode::Write);
-        self.note_order(Mode::Write);
+        self.requests.note_order(Mode::Write);
         self.requests.borrow_part_mut().insert(0, request.clone());
         Some(Task { request, method: self.method.get() })
     }
@@ -113,14 +113,9 @@ impl BlockCopy {
         let mut overlapping = requests.iter().filter(|request| request.overlaps(offset, bytes));
         let newest = overlapping.next().cloned();
         if overlapping.next().is_some() {
-            self.note_order(Mode::Read);
+            self.requests.note_order(Mode::Read);
         }
         newest
-    }
-
-    /// Which of two ranges in flight is the newer one matters only to who overlaps both.
-    pub(super) fn note_order(&self, mode: Mode) {
-        self.requests.note(u64::MAX - 1, u64::MAX, mode);
     }
 
     /// What the source knows about a range: flags, and of how many bytes it knows them.

@@ -12,7 +12,7 @@ use crate::sim::access::Accesses;
 const PAIRS: usize = 4096;
 
 /// What two events have to do with each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pair {
     /// Neither has to do with the other.
     Apart,
